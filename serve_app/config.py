@@ -1,0 +1,231 @@
+"""AppConfig: everything an operator may set, as one frozen tree.
+
+Data flow: YAML `applications[].args` -> `AppConfig` (Ray Serve validates it into this type) ->
+`graph.build`. Units stand in the names. Unknown keys are refused. The only secrets are read from the
+environment or from files, never from YAML, apart from the development key, which opens loopback only.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+EMBEDDED_SOURCE = "embedded:flux-mini"
+"""`source` of the model that ships inside the package."""
+
+Precision = Literal["fp32", "bf16"]
+Quality = Literal["low", "medium", "standard", "auto", "hd", "high", "xhigh", "max"]
+
+
+class Section(BaseModel):
+    """Frozen, and a misspelt key is an error: Ray Serve itself would ignore it silently."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class EngineConfig(Section):
+    """One model replica's engine: identity and sizes that need a restart to change."""
+
+    device: str = Field("cpu", description="Torch device: `cpu`, `cuda`, `cuda:0`.")
+    precision: Precision = Field(
+        "fp32", description="Weights and activations: `fp32` on a CPU, `bf16` on a GPU."
+    )
+    torch_threads: int = Field(
+        0, ge=0, description="Intra-op threads of torch on a CPU; 0 takes every core. Ray sets 1."
+    )
+    encode_threads: PositiveInt = Field(
+        2, le=64, description="Threads that turn pixels into PNG, JPEG or WebP beside the device."
+    )
+    step_batch_max_samples: PositiveInt = Field(
+        4, le=64, description="Samples of one size that may share a transformer call."
+    )
+    prompt_cache_entries: int = Field(
+        256,
+        ge=0,
+        description="Prompt embeddings kept (least recently used go first); 0 keeps none.",
+    )
+    queue_max_samples: PositiveInt = Field(
+        256, description="Samples a replica holds before it answers 503."
+    )
+
+
+class BatchingConfig(Section):
+    """Dynamic batching of prompts into one text-encoder pass (`@serve.batch`)."""
+
+    max_batch_size: PositiveInt = Field(16, le=256, description="Prompts per text-encoder pass.")
+    batch_wait_timeout_s: float = Field(
+        0.005, ge=0, le=1, description="How long the first prompt of a batch waits for others."
+    )
+
+
+class ModelConfig(Section):
+    """One served model: where its weights are, what it accepts, what a job costs."""
+
+    id: str = Field(min_length=1, max_length=200, description="Name in `model` of a request.")
+    source: str = Field(
+        description="`embedded:flux-mini`, a local diffusers folder, or a hub id.",
+    )
+    aliases: tuple[str, ...] = Field(
+        (), description="Other names that this model answers to; `x-model` tells the truth."
+    )
+    owned_by: str = Field("flux-serve", description="`owned_by` in `GET /v1/models`.")
+    reference_steps: PositiveInt = Field(
+        4, le=200, description="Steps at which a job costs n x width x height compute units."
+    )
+    quality_steps: dict[Quality, PositiveInt] = Field(
+        default={
+            "low": 2,
+            "medium": 4,
+            "standard": 4,
+            "auto": 4,
+            "hd": 8,
+            "high": 8,
+            "xhigh": 8,
+            "max": 8,
+        },
+        description="Denoising steps for each value of `quality`.",
+    )
+    guidance_scale: float = Field(
+        0.0, ge=0, le=20, description="Default guidance; 0 for distilled models that ignore it."
+    )
+    default_size: str = Field(
+        "1024x1024", pattern=r"^\d{2,5}x\d{2,5}$", description="Size of `auto` or when absent."
+    )
+    min_edge_px: PositiveInt = Field(256, description="Smallest width or height.")
+    max_edge_px: PositiveInt = Field(2048, le=8192, description="Largest width or height.")
+    max_pixels: PositiveInt = Field(
+        4_194_304, description="Largest width x height; bounds memory and the VAE decode."
+    )
+    max_images: PositiveInt = Field(10, le=10, description="Largest `n`; OpenAI's limit is 10.")
+    max_steps: PositiveInt = Field(50, le=200, description="Largest `num_inference_steps`.")
+    prompt_max_chars: PositiveInt = Field(
+        1000, le=32_000, description="Longest prompt; the text encoder truncates long ones anyway."
+    )
+    num_gpus: float = Field(0, ge=0, description="GPUs pinned to each replica.")
+    num_cpus: float = Field(1, ge=0, description="CPUs reserved for each replica.")
+    engine: EngineConfig = Field(EngineConfig(), description="The replica's engine.")
+    batching: BatchingConfig = Field(
+        BatchingConfig(),
+        description="Start values of prompt batching; `user_config` changes them in place.",
+    )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that a request may use."""
+        return (self.id, *self.aliases)
+
+    @property
+    def deployment_name(self) -> str:
+        """Name of its Serve deployment: what `deployments:` entries in YAML refer to."""
+        return f"FluxModel-{self.id.rsplit('/', 1)[-1]}"
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> Self:
+        if self.min_edge_px > self.max_edge_px:
+            raise ValueError("min_edge_px is larger than max_edge_px")
+        missing = {"low", "medium", "standard", "auto", "hd", "high"} - set(self.quality_steps)
+        if missing:
+            raise ValueError(f"quality_steps lacks {sorted(missing)}")
+        if max(self.quality_steps.values()) > self.max_steps:
+            raise ValueError("quality_steps exceeds max_steps")
+        return self
+
+
+class LedgerConfig(Section):
+    """Accounts, keys and compute units."""
+
+    url: str = Field(
+        "sqlite+aiosqlite:///data/ledger.db",
+        description="SQLAlchemy async URL; `${NAME}` is taken from the environment.",
+    )
+    migrate_on_start: bool = Field(
+        False, description="Run migrations at start; for one machine only, a cluster runs a job."
+    )
+    hold_ttl_s: PositiveInt = Field(
+        900, description="When an unresolved hold expires; longer than the request deadline."
+    )
+    sweep_interval_s: PositiveFloat = Field(
+        60, description="How often expired holds are released; also done at start."
+    )
+    busy_timeout_s: PositiveFloat = Field(
+        5, description="How long a statement waits for a lock before the ledger counts as down."
+    )
+    pool_size: PositiveInt = Field(5, le=100, description="Connections per gateway replica.")
+
+
+class StoreConfig(Section):
+    """Where finished images are kept."""
+
+    url: str = Field(
+        "file://data/images",
+        description="`file://` folder (relative ones are under the working directory) or "
+        "`s3://`, `gs://`, `az://` bucket and prefix.",
+    )
+    image_ttl_s: PositiveInt = Field(
+        3600, description="How long an image URL works; OpenAI's is 60 minutes."
+    )
+    signing_key_file: Path = Field(
+        Path("data/signing.key"),
+        description="32 bytes that sign image URLs of a local folder; made when missing. "
+        "FLUX_SERVE_SIGNING_KEY in the environment overrides it.",
+    )
+
+
+class LimitsConfig(Section):
+    """What the gateway bounds."""
+
+    body_max_bytes: PositiveInt = Field(
+        262_144, description="Largest request body: 32,000 characters of 4 bytes, JSON-escaped."
+    )
+    body_timeout_s: PositiveFloat = Field(
+        10, description="How long a client may take to send its body."
+    )
+    request_timeout_s: PositiveFloat = Field(
+        300, description="Deadline of a generation, queueing included; then 504 and no charge."
+    )
+
+
+class DevelopmentConfig(Section):
+    """One ready-made account for trying things out; refused unless HTTP listens on loopback only."""
+
+    key: str = Field(
+        min_length=8, description="API key, in clear, which is why it opens loopback only."
+    )
+    account: str = Field("development", min_length=1, description="Account it belongs to.")
+    granted_units: PositiveInt = Field(
+        10_000_000_000, description="Compute units granted when the account is made."
+    )
+
+
+class AppConfig(Section):
+    """Root of the configuration: `applications[].args` of a Serve config file."""
+
+    public_url: str = Field(
+        "http://127.0.0.1:8000",
+        pattern=r"^https?://[^/?#\s]+[^?#\s]*$",
+        description="How clients reach the server; image URLs start with it.",
+    )
+    models: Annotated[tuple[ModelConfig, ...], Field(min_length=1)] = Field(
+        description="The served models; the first is the default."
+    )
+    ledger: LedgerConfig = Field(LedgerConfig(), description="Accounts and compute units.")
+    store: StoreConfig | None = Field(
+        StoreConfig(), description="Image store; null serves `b64_json` only."
+    )
+    limits: LimitsConfig = Field(LimitsConfig(), description="Bounds on requests.")
+    development: DevelopmentConfig | None = Field(
+        None, description="Development account and key; loopback only."
+    )
+    log_prompts: bool = Field(False, description="Write full prompts into logs.")
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        names = [name for model in self.models for name in model.names]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"model names used twice: {repeated}")
+        if len({model.deployment_name for model in self.models}) < len(self.models):
+            raise ValueError("two model ids end alike, so their deployments would share a name")
+        if self.ledger.hold_ttl_s <= self.limits.request_timeout_s:
+            raise ValueError("ledger.hold_ttl_s must exceed limits.request_timeout_s")
+        return self

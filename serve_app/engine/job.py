@@ -1,0 +1,105 @@
+"""What enters and leaves an engine: frozen dataclasses of plain Python types.
+
+They cross Ray handles, so they hold neither tensors nor PIL images. This module must not import torch.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+OutputFormat = Literal["png", "jpeg", "webp"]
+
+
+@dataclass(frozen=True)
+class GenerationJob:
+    """One request to an engine: `len(seeds)` samples of one prompt and size."""
+
+    job_id: str
+    prompt: str
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    seeds: tuple[int, ...]
+    output_format: OutputFormat = "png"
+    output_compression: int = 100
+    """0 to 100; quality of JPEG and WebP as in OpenAI's `output_compression`. PNG ignores it."""
+    account: str = ""
+    """For fair sharing between accounts."""
+    timeout_s: float = 600.0
+    """Time left when the job was sent; clocks of two machines are never compared."""
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds that one sample spent in each stage."""
+
+    queued_s: float
+    encode_prompt_s: float
+    denoise_s: float
+    decode_s: float
+    encode_image_s: float
+
+
+@dataclass(frozen=True)
+class Queued:
+    """The job was admitted with `ahead` samples before it."""
+
+    job_id: str
+    ahead: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """Sample `index` finished step `step` (counted from 1) of `steps`."""
+
+    job_id: str
+    index: int
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Sample `index` is an encoded image."""
+
+    job_id: str
+    index: int
+    seed: int
+    image: bytes = field(repr=False)
+    timings: Timings
+
+
+Event = Queued | Step | Finished
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """All images of a job, in the order of its seeds."""
+
+    images: tuple[Finished, ...]
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """A snapshot for health, autoscaling and metrics."""
+
+    samples_queued: int
+    samples_running: int
+    compute_units_queued: int
+    """Pixels x steps still to do, queued and running."""
+    steps_done: int
+    step_batches_done: int
+    step_time_s: float
+    """Running mean of one transformer call; 0.0 before the first."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model folder says about itself; shown by `GET /v1/models/{id}`."""
+
+    size_multiple_px: int
+    """Width and height must be multiples of it: VAE scale factor x 2 (2x2 packing)."""
+    text_tokens_max: int
+    """Tokens of the T5 encoder; longer prompts are cut."""
+    guidance: bool
+    """Whether the transformer takes a guidance scale."""
