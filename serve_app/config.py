@@ -1,8 +1,9 @@
 """AppConfig: everything an operator may set, as one frozen tree.
 
 Data flow: YAML `applications[].args` -> `AppConfig` (Ray Serve validates it into this type) ->
-`graph.build`. Units stand in the names. Unknown keys are refused. The only secrets are read from the
-environment or from files, never from YAML, apart from the development key, which opens loopback only.
+`graph.build`. Units stand in the names. Unknown keys are refused. Secrets are read from the
+environment or from files, never from YAML, apart from the development key, which opens loopback
+only.
 """
 
 from pathlib import Path
@@ -42,7 +43,7 @@ class EngineConfig(Section):
     prompt_cache_entries: int = Field(
         256,
         ge=0,
-        description="Prompt embeddings kept (least recently used go first); 0 keeps none.",
+        description="Prompt embeddings kept, least recently used dropped; 0 keeps none.",
     )
     queue_max_samples: PositiveInt = Field(
         256, description="Samples a replica holds before it answers 503."
@@ -186,7 +187,7 @@ class LimitsConfig(Section):
 
 
 class DevelopmentConfig(Section):
-    """One ready-made account for trying things out; refused unless HTTP listens on loopback only."""
+    """One ready-made account to try things out; refused unless HTTP is on loopback only."""
 
     key: str = Field(
         min_length=8, description="API key, in clear, which is why it opens loopback only."

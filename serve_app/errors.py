@@ -1,7 +1,8 @@
 """The one exception tree: what can go wrong, and what each failure looks like to a client.
 
-Data flow: any layer raises one of these -> `ingress.errors` turns it into OpenAI's error body. A class
-carries its whole HTTP mapping, so no handler decides anything. Imports nothing of this package.
+Data flow: any layer raises one of these -> `ingress.errors` turns it into OpenAI's error body. A
+class carries its whole HTTP mapping, so no handler decides anything. Imports nothing of this
+package.
 
     AppError                      500 server_error
     ├── RequestError              400 invalid_request_error
@@ -32,8 +33,9 @@ carries its whole HTTP mapping, so no handler decides anything. Imports nothing 
     │   └── Draining              503 server_is_draining
     └── DeadlineExceeded          504 timeout
 
-Every class takes exactly one string, because an exception crosses a Ray handle by pickle and anything
-else arrives as an unserialisable error (a blind 500). Details are attributes, which do survive.
+Every class takes exactly one string, because an exception crosses a Ray handle by pickle and
+anything else arrives as an unserialisable error (a blind 500). Details are attributes, which do
+survive.
 """
 
 from typing import ClassVar, Self
@@ -213,7 +215,7 @@ class DeadlineExceeded(AppError):
 
 
 class ConfigError(Exception):
-    """A configuration that cannot be served; raised at start and by `check-config`, never to a client."""
+    """A configuration that cannot be served; raised at start and by `check-config` only."""
 
 
 def all_error_classes() -> list[type[AppError]]:

@@ -1,1 +1,1 @@
-"""FLUX as a step engine: no Ray, no HTTP. Import from its modules; this file stays empty of torch."""
+"""FLUX as a step engine: no Ray, no HTTP. Import from its modules: this file imports no torch."""

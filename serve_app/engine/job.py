@@ -1,6 +1,6 @@
 """What enters and leaves an engine: frozen dataclasses of plain Python types.
 
-They cross Ray handles, so they hold neither tensors nor PIL images. This module must not import torch.
+They cross Ray handles, so they hold neither tensors nor PIL images. Must not import torch.
 """
 
 from dataclasses import dataclass, field

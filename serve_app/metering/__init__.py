@@ -1,0 +1,1 @@
+"""Accounts, API keys and compute units: the ledger. No HTTP, no Ray."""
