@@ -103,3 +103,7 @@ class ModelInfo:
     """Tokens of the T5 encoder; longer prompts are cut."""
     guidance: bool
     """Whether the transformer takes a guidance scale."""
+
+
+class JobCancelled(Exception):
+    """Ends the events of a job that `cancel` was called for; no failure, so not an `AppError`."""

@@ -1,0 +1,211 @@
+"""The board: which jobs and samples are inside an engine, and how each job ends.
+
+Data flow: event loop -> `admit` -> samples in order of arrival -> device thread -> `finish` or
+`end` -> the job's `deliver`. Everything here may be called from any thread, under one lock that is
+never held while the model runs. Must not touch the model, nor import asyncio: `engine.py` does.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from serve_app.engine.job import (
+    EngineStats,
+    Event,
+    Finished,
+    GenerationJob,
+    JobCancelled,
+)
+from serve_app.engine.sampler import Sample
+from serve_app.engine.schedule import Candidate
+from serve_app.engine.text import PromptEmbedding
+from serve_app.errors import DeadlineExceeded, Draining, Overloaded
+
+STEP_TIME_WEIGHT = 0.1  # of the newest step in the running mean: follows a change in ~10 steps
+RETRY_AFTER_MAX_S = 120  # clients ignore a longer Retry-After
+
+Deliver = Callable[[Event | Exception | None], None]
+"""Takes a job's events, from any thread; last comes None (all finished) or why it failed."""
+
+
+@dataclass(eq=False)
+class JobRun:
+    """A job inside the engine."""
+
+    job: GenerationJob
+    deliver: Deliver
+    embedding: PromptEmbedding | None
+    admitted_at: float
+    samples_left: int
+    """Samples that are not finished images yet."""
+    encoded_here_s: float = 0.0
+    """Part of the wait that was the text encoders' work for this job."""
+    ended: bool = False
+
+    @property
+    def late(self) -> bool:
+        return time.monotonic() > self.admitted_at + self.job.timeout_s
+
+
+@dataclass(eq=False)
+class SampleRun:
+    """One sample of a job, until its pixels leave the device."""
+
+    run: JobRun
+    index: int
+    sample: Sample | None = None
+    """None until its first step: queued samples take no device memory."""
+    queued_s: float = 0.0
+    denoise_s: float = 0.0
+    decode_s: float = 0.0
+
+    @property
+    def seed(self) -> int:
+        return self.run.job.seeds[self.index]
+
+    @property
+    def candidate(self) -> Candidate:
+        job = self.run.job
+        done = self.sample.steps_done if self.sample else 0
+        return Candidate(job.width, job.height, job.steps - done, job.account)
+
+    @property
+    def units_left(self) -> int:
+        """Pixels x steps still to do."""
+        left = self.candidate
+        return left.width * left.height * left.steps_left
+
+
+@dataclass
+class StepClock:
+    """What step batches have cost so far."""
+
+    steps: int = 0
+    batches: int = 0
+    batch_s: float = 0.0
+    """Running mean."""
+
+    def count(self, samples: int, seconds: float) -> None:
+        weight = STEP_TIME_WEIGHT if self.batches else 1.0
+        self.batch_s += weight * (seconds - self.batch_s)
+        self.steps += samples
+        self.batches += 1
+
+
+@dataclass(eq=False)
+class Board:
+    """Jobs and samples inside one engine."""
+
+    queue_max_samples: int
+    batch_max_samples: int
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    """The lock (it may be taken again by its holder), and the news that something changed."""
+    runs: dict[int, JobRun] = field(default_factory=dict)
+    """By identity, in order of arrival."""
+    samples: list[SampleRun] = field(default_factory=list)
+    """Queued and running, in order of arrival; not those already with the image encoders."""
+    clock: StepClock = field(default_factory=StepClock)
+    draining: bool = False
+
+    def admit(
+        self, job: GenerationJob, deliver: Deliver, embedding: PromptEmbedding | None
+    ) -> tuple[JobRun, int]:
+        """Queue a job; return it and the number of samples before it.
+
+        Raises:
+            Draining: the engine is closing.
+            Overloaded: the queue is full.
+        """
+        count = len(job.seeds)
+        with self.changed:
+            self.refuse_when_draining()
+            ahead = self._inside()
+            if ahead + count > self.queue_max_samples:
+                message = "The model's queue is full. Try again later."
+                raise Overloaded(message).after(self._wait_s())
+            run = JobRun(job, deliver, embedding, time.monotonic(), count)
+            self.runs[id(run)] = run
+            self.samples.extend(SampleRun(run, index) for index in range(count))
+            self.changed.notify_all()
+        return run, ahead
+
+    def refuse_when_draining(self) -> None:
+        """Raise Draining once the engine closes."""
+        if self.draining:
+            raise Draining("The server is shutting down.")
+
+    def send(self, run: JobRun, event: Event) -> None:
+        """Deliver an event of a job that has not ended."""
+        with self.changed:
+            if not run.ended:
+                self._deliver(run, event)
+
+    def finish(self, run: JobRun, finished: Finished) -> None:
+        """Deliver an image; the last one ends the job."""
+        with self.changed:
+            if run.ended:
+                return
+            run.samples_left -= 1
+            self._deliver(run, finished)
+            if run.samples_left == 0:
+                self.end(run, None)
+
+    def end(self, run: JobRun, outcome: Exception | None) -> None:
+        """End a job, once: its samples leave the queue now, the device at its next step."""
+        with self.changed:
+            if run.ended:
+                return
+            run.ended = True
+            del self.runs[id(run)]
+            self.samples = [sample for sample in self.samples if sample.run is not run]
+            self._deliver(run, outcome)
+            self.changed.notify_all()
+
+    def end_all(self, outcome: Exception) -> None:
+        """End every job."""
+        with self.changed:
+            for run in list(self.runs.values()):
+                self.end(run, outcome)
+
+    def end_late(self) -> None:
+        """End the jobs whose deadline has passed."""
+        with self.changed:
+            for run in [run for run in self.runs.values() if run.late]:
+                self.end(run, DeadlineExceeded("The images were not finished in time."))
+
+    def cancel(self, job_id: str) -> bool:
+        """End the jobs of that id; False when there is none."""
+        with self.changed:
+            found = [run for run in self.runs.values() if run.job.job_id == job_id]
+            for run in found:
+                self.end(run, JobCancelled("The job was cancelled."))
+        return bool(found)
+
+    def stats(self) -> EngineStats:
+        """A consistent snapshot."""
+        with self.changed:
+            queued = sum(1 for sample in self.samples if sample.sample is None)
+            return EngineStats(
+                samples_queued=queued,
+                samples_running=self._inside() - queued,
+                compute_units_queued=sum(sample.units_left for sample in self.samples),
+                steps_done=self.clock.steps,
+                step_batches_done=self.clock.batches,
+                step_time_s=self.clock.batch_s,
+            )
+
+    def _inside(self) -> int:
+        return sum(run.samples_left for run in self.runs.values())
+
+    def _wait_s(self) -> int:
+        """Whole seconds until the samples inside are probably done: full batches, mean steps."""
+        steps = sum(sample.candidate.steps_left for sample in self.samples)
+        seconds = steps * self.clock.batch_s / self.batch_max_samples
+        return max(1, min(RETRY_AFTER_MAX_S, round(seconds)))
+
+    def _deliver(self, run: JobRun, item: Event | Exception | None) -> None:
+        try:
+            run.deliver(item)
+        except RuntimeError:  # the event loop of the consumer is closed: nobody will come back
+            self.end(run, None)

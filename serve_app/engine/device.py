@@ -1,0 +1,289 @@
+"""The device thread: the only one that touches the model, from prompt to pixels, step by step.
+
+Data flow: samples on the board -> each turn: the prompts that wait for the text encoders, in one
+pass; one step of the batch that `schedule.py` picks; pixels of finished samples -> pool of image
+encoders -> back to the board. Must not import asyncio: the board takes its events to their loop.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from serve_app.engine import codec
+from serve_app.engine.board import Board, SampleRun
+from serve_app.engine.job import Finished, Step, Timings
+from serve_app.engine.sampler import NonFiniteLatents, Pixels, Sampler
+from serve_app.engine.schedule import choose_step_batch
+from serve_app.engine.text import PASS_PROMPTS_MAX, PromptEmbedding, PromptEncoder
+from serve_app.errors import AppError, Draining, GenerationFailed, Unavailable
+
+logger = logging.getLogger(__name__)
+
+FAILURES_IN_A_ROW_MAX = 5  # then the device itself is taken for broken: CUDA faults never heal
+JOIN_S = 10.0  # how long `close` waits for the step in progress before it leaves the thread behind
+
+FAILED = "The model failed while drawing the image."
+
+
+class DeviceThread:
+    """Runs the samples on a board until it is closed."""
+
+    def __init__(
+        self,
+        board: Board,
+        encoder: PromptEncoder,
+        sampler: Sampler,
+        images: ThreadPoolExecutor,
+        prepare_thread: Callable[[], None],
+    ) -> None:
+        self._board = board
+        self._encoder = encoder
+        self._sampler = sampler
+        self._images = images
+        self._prepare_thread = prepare_thread
+        self._prompts: deque[tuple[Sequence[str], Future[list[PromptEmbedding]]]] = deque()
+        self._stopping = False
+        self._failures_in_a_row = 0
+        self._busy_since: float | None = None  # start of the stage in progress; None when asleep
+        self._thread = threading.Thread(target=self._main, name="flux-device", daemon=True)
+        self._thread.start()
+
+    def encode(self, prompts: Sequence[str]) -> "Future[list[PromptEmbedding]]":
+        """Encode prompts before the next step; known ones are answered at once. Any thread.
+
+        Raises:
+            Draining: the engine is closing.
+            Unavailable: the device thread died.
+        """
+        future: Future[list[PromptEmbedding]] = Future()
+        cached = self._encoder.cached(prompts)
+        if cached is not None:
+            future.set_result(cached)
+            return future
+        with self._board.changed:
+            self.refuse_when_dead()
+            self._board.refuse_when_draining()
+            self._prompts.append((prompts, future))
+            self._board.changed.notify_all()
+        return future
+
+    def refuse_when_dead(self) -> None:
+        """Raise Unavailable when nobody would ever take a job from the board."""
+        if not self._thread.is_alive():
+            raise Unavailable("The model is not running.")
+
+    def trouble(self, stall_after_s: float) -> str | None:
+        """Say why the device cannot be relied on, or None. Any thread."""
+        if not self._thread.is_alive():
+            return "the device thread is dead"
+        if self._failures_in_a_row >= FAILURES_IN_A_ROW_MAX:
+            return f"the last {self._failures_in_a_row} step batches failed"
+        since = self._busy_since
+        if since is not None and time.monotonic() - since > stall_after_s:
+            return f"no progress for {time.monotonic() - since:.0f} s with work queued"
+        return None
+
+    def close(self, drain_s: float) -> None:
+        """Refuse new jobs, finish the others for `drain_s`, fail the rest, end the thread."""
+        board = self._board
+        with board.changed:
+            board.draining = True
+            board.changed.wait_for(
+                lambda: not (board.runs or self._prompts) or not self._thread.is_alive(),
+                timeout=drain_s,
+            )
+            self._stopping = True
+            self._fail_everything(Draining("The server is shutting down."))
+            board.changed.notify_all()
+        self._thread.join(JOIN_S)
+
+    def _main(self) -> None:
+        try:
+            self._prepare_thread()
+            while self._wait_for_work():
+                self._turn()
+        except BaseException:
+            logger.exception("the device thread died")
+            raise
+        finally:
+            with self._board.changed:
+                self._fail_everything(GenerationFailed("The model stopped."))
+                self._board.changed.notify_all()
+
+    def _wait_for_work(self) -> bool:
+        """Sleep until there is something to do; False when the thread shall end."""
+        board = self._board
+        with board.changed:
+            self._busy_since = None
+            board.changed.wait_for(lambda: self._stopping or board.samples or self._prompts)
+            self._progress()
+            return not self._stopping
+
+    def _progress(self) -> None:
+        self._busy_since = time.monotonic()
+
+    def _turn(self) -> None:
+        """Everything between two step boundaries."""
+        board = self._board
+        board.end_late()
+        self._serve_prompts()
+        self._encode_jobs()
+        with board.changed:
+            ready = [sample for sample in board.samples if sample.run.embedding]
+        chosen = choose_step_batch([sample.candidate for sample in ready], board.batch_max_samples)
+        batch = [ready[index] for index in chosen if self._start(ready[index])]
+        if batch and self._step(batch):
+            for sample in batch:
+                self._after_step(sample)
+
+    def _serve_prompts(self) -> None:
+        """Answer the calls of `encode`, all prompts in one go."""
+        with self._board.changed:
+            waiting = [call for call in self._prompts if call[1].set_running_or_notify_cancel()]
+            self._prompts.clear()
+        if not waiting:
+            return
+        encoded = self._encode([prompt for prompts, _ in waiting for prompt in prompts])
+        for prompts, future in waiting:
+            answers = [encoded[prompt] for prompt in prompts]
+            errors = [answer for answer in answers if isinstance(answer, AppError)]
+            if errors:
+                future.set_exception(errors[0])
+            else:
+                future.set_result([a for a in answers if isinstance(a, PromptEmbedding)])
+
+    def _encode_jobs(self) -> None:
+        """Give an embedding to the oldest jobs that came without one."""
+        with self._board.changed:
+            waiting = [run for run in self._board.runs.values() if run.embedding is None]
+        waiting = waiting[:PASS_PROMPTS_MAX]
+        if not waiting:
+            return
+        encoded = self._encode([run.job.prompt for run in waiting])
+        for run in waiting:
+            answer = encoded[run.job.prompt]
+            if isinstance(answer, AppError):
+                self._board.end(run, answer)
+            else:
+                run.embedding = answer
+                run.encoded_here_s = answer.encode_s
+
+    def _encode(self, prompts: list[str]) -> dict[str, PromptEmbedding | AppError]:
+        """Encode in one pass; if that fails, one by one, so that only the culprit suffers."""
+        try:
+            found = dict(zip(prompts, self._encoder.encode(prompts), strict=True))
+        except Exception:
+            logger.exception("encoding %d prompts failed", len(prompts))
+            if len(prompts) == 1:
+                return {prompts[0]: GenerationFailed("The model failed to read the prompt.")}
+            return {name: answer for one in prompts for name, answer in self._encode([one]).items()}
+        finally:
+            self._progress()
+        return dict(found)
+
+    def _start(self, sample: SampleRun) -> bool:
+        """Draw the noise of a sample chosen for the first time; False when that failed."""
+        if sample.sample is not None:
+            return True
+        run, job = sample.run, sample.run.job
+        if run.embedding is None:
+            return False
+        try:
+            sample.sample = self._sampler.start(
+                run.embedding, job.width, job.height, job.steps, job.guidance, sample.seed
+            )
+        except Exception:
+            logger.exception("starting a sample failed: job %s", job.job_id)
+            self._board.end(run, GenerationFailed(FAILED))
+            return False
+        waited_s = time.monotonic() - run.admitted_at
+        sample.queued_s = max(0.0, waited_s - run.encoded_here_s)
+        return True
+
+    def _step(self, batch: list[SampleRun]) -> bool:
+        """One transformer call; if it fails, so do its jobs, and nobody else's."""
+        started_at = time.monotonic()
+        try:
+            self._sampler.step([sample.sample for sample in batch if sample.sample])
+        except Exception:
+            logger.exception("a step batch of %d samples failed", len(batch))
+            self._failures_in_a_row += 1
+            for sample in batch:
+                self._board.end(sample.run, GenerationFailed(FAILED))
+            return False
+        finally:
+            self._progress()
+        seconds = time.monotonic() - started_at
+        self._failures_in_a_row = 0
+        with self._board.changed:
+            self._board.clock.count(len(batch), seconds)
+        for sample in batch:
+            sample.denoise_s += seconds
+        return True
+
+    def _after_step(self, sample: SampleRun) -> None:
+        """Tell the consumer; if that was the last step, decode and pass on the pixels."""
+        run, state = sample.run, sample.sample
+        if run.ended or state is None:
+            return
+        self._board.send(run, Step(run.job.job_id, sample.index, state.steps_done, state.steps))
+        if not state.done:
+            return
+        pixels = self._decode(sample)
+        with self._board.changed:
+            if pixels is None or run.ended:
+                return
+            self._board.samples.remove(sample)
+        sample.sample = None  # its latents are not needed any more
+        self._images.submit(self._encode_image, sample, pixels)
+
+    def _decode(self, sample: SampleRun) -> Pixels | None:
+        """Pixels on the host; None when the job failed for want of them."""
+        started_at = time.monotonic()
+        run = sample.run
+        try:
+            if sample.sample is None:
+                return None
+            pixels = self._sampler.decode(sample.sample)
+        except NonFiniteLatents:
+            logger.error("latents hold NaN or infinity: job %s", run.job.job_id)
+        except Exception:
+            logger.exception("decoding failed: job %s", run.job.job_id)
+        else:
+            sample.decode_s = time.monotonic() - started_at
+            return pixels
+        finally:
+            self._progress()
+        self._board.end(run, GenerationFailed(FAILED))
+        return None
+
+    def _encode_image(self, sample: SampleRun, pixels: Pixels) -> None:
+        """Pixels to bytes, on a thread of the pool."""
+        run, job = sample.run, sample.run.job
+        started_at = time.monotonic()
+        try:
+            image = codec.encode(pixels, job.output_format, job.output_compression)
+        except Exception:
+            logger.exception("encoding the image failed: job %s", job.job_id)
+            self._board.end(run, GenerationFailed("The image could not be encoded."))
+            return
+        timings = Timings(
+            queued_s=sample.queued_s,
+            encode_prompt_s=run.embedding.encode_s if run.embedding else 0.0,
+            denoise_s=sample.denoise_s,
+            decode_s=sample.decode_s,
+            encode_image_s=time.monotonic() - started_at,
+        )
+        finished = Finished(job.job_id, sample.index, sample.seed, image, timings)
+        self._board.finish(run, finished)
+
+    def _fail_everything(self, error: AppError) -> None:
+        """End every job and every call of `encode`. Holds the board's lock."""
+        self._board.end_all(error)
+        while self._prompts:
+            future = self._prompts.popleft()[1]
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)

@@ -1,0 +1,203 @@
+"""The engine as callers see it: asyncio outside, one device thread and a pool of encoders inside.
+
+Data flow: `submit(job)` -> board (`board.py`) -> device thread (`device.py`) -> events back on the
+caller's event loop. Nothing here blocks that loop. Must not import Ray or anything about HTTP.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+from diffusers import FluxPipeline
+
+from serve_app.config import EngineConfig
+from serve_app.engine import load
+from serve_app.engine.board import Board
+from serve_app.engine.device import DeviceThread
+from serve_app.engine.job import (
+    EngineStats,
+    Event,
+    Finished,
+    GenerationJob,
+    GenerationResult,
+    ModelInfo,
+    Queued,
+)
+from serve_app.engine.sampler import Sampler
+from serve_app.engine.text import PromptEmbedding, PromptEncoder
+from serve_app.errors import InvalidValue
+
+STALL_AFTER_S = 300.0  # longest stage that still counts as progress: a first compile takes minutes
+DRAIN_S = 60.0  # what `async with` grants running jobs: a FLUX.1-dev image takes a few seconds
+SEED_LIMIT = 2**64  # torch.Generator takes 64 bits
+
+
+class Engine:
+    """FLUX, one replica of it: takes jobs, gives encoded images.
+
+    Use it from one event loop or several; `async with` closes it.
+    """
+
+    def __init__(
+        self,
+        pipeline: FluxPipeline,
+        config: EngineConfig | None = None,
+        *,
+        text_tokens_max: int | None = None,
+        stall_after_s: float = STALL_AFTER_S,
+    ) -> None:
+        """Serve a pipeline that is already on its device. The engine owns it from here on."""
+        config = config or EngineConfig()
+        self.info: ModelInfo = load.model_info(pipeline, text_tokens_max)
+        self._stall_after_s = stall_after_s
+        self._images = ThreadPoolExecutor(config.encode_threads, "flux-image")
+        self._board = Board(config.queue_max_samples, config.step_batch_max_samples)
+        self._device = DeviceThread(
+            self._board,
+            PromptEncoder(pipeline, self.info.text_tokens_max, config.prompt_cache_entries),
+            Sampler(pipeline, config.device),
+            self._images,
+            prepare_thread=partial(load.set_torch_threads, config.torch_threads),
+        )
+
+    @classmethod
+    def load(
+        cls,
+        source: str,
+        config: EngineConfig | None = None,
+        *,
+        text_tokens_max: int | None = None,
+        stall_after_s: float = STALL_AFTER_S,
+    ) -> Self:
+        """Load a model and start its engine; blocks for as long as loading takes.
+
+        Args:
+            source: `embedded:flux-mini`, a diffusers folder, a hub id, or `random:...`.
+            config: device, precision, threads, batch and queue sizes; None takes the defaults.
+            text_tokens_max: caps the tokens of the T5 encoder; None takes what suits the model.
+            stall_after_s: a stage that takes longer makes the engine unhealthy.
+
+        Raises:
+            ConfigError: nothing loadable at `source`, or no such device.
+        """
+        config = config or EngineConfig()
+        load.set_torch_threads(config.torch_threads)
+        pipeline = load.load_pipeline(source, config.device, config.precision)
+        return cls(pipeline, config, text_tokens_max=text_tokens_max, stall_after_s=stall_after_s)
+
+    async def submit(
+        self, job: GenerationJob, prompt_embedding: PromptEmbedding | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """Run a job: `Queued`, then `Step`s and one `Finished` per seed, in the order of doing.
+
+        Closing the iterator, or cancelling the task that waits in it, drops the job's samples at
+        the next step boundary.
+
+        Args:
+            job: what to draw.
+            prompt_embedding: from `encode_prompts`; without it the engine encodes the prompt,
+                together with all others that wait.
+
+        Raises:
+            InvalidValue: the model cannot draw that size, or a number is out of range.
+            Overloaded: the queue is full. Draining: the engine is closing.
+            GenerationFailed: the model failed. DeadlineExceeded: `timeout_s` has passed.
+            JobCancelled: somebody called `cancel`.
+        """
+        self._check_job(job)
+        self._device.refuse_when_dead()
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
+
+        def deliver(item: Event | Exception | None) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, item)
+
+        run, ahead = self._board.admit(job, deliver, prompt_embedding)
+        try:
+            yield Queued(job.job_id, ahead)
+            while (item := await events.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+        finally:
+            self._board.end(run, None)
+
+    async def generate(
+        self, job: GenerationJob, prompt_embedding: PromptEmbedding | None = None
+    ) -> GenerationResult:
+        """Run a job and return its images in the order of its seeds; raises as `submit`."""
+        async with aclosing(self.submit(job, prompt_embedding)) as events:
+            images = [event async for event in events if isinstance(event, Finished)]
+        return GenerationResult(tuple(sorted(images, key=lambda image: image.index)))
+
+    async def encode_prompts(self, prompts: Sequence[str]) -> list[PromptEmbedding]:
+        """Encode many prompts in one pass of the text encoders, for `submit` to take.
+
+        Raises:
+            GenerationFailed: the encoders failed. Draining: the engine is closing.
+        """
+        return await asyncio.wrap_future(self._device.encode(prompts))
+
+    def cancel(self, job_id: str) -> bool:
+        """Drop a job at the next step boundary; its events end with `JobCancelled`.
+
+        Returns False when no job of that id is inside.
+        """
+        return self._board.cancel(job_id)
+
+    def stats(self) -> EngineStats:
+        """A snapshot; cheap enough for every metrics interval."""
+        return self._board.stats()
+
+    def healthy(self) -> bool:
+        """Whether the device thread lives, works, and gets ahead while there is work."""
+        return self._device.trouble(self._stall_after_s) is None
+
+    def check(self) -> None:
+        """Do nothing when healthy.
+
+        Raises:
+            RuntimeError: says what is wrong; the replica should be replaced.
+        """
+        trouble = self._device.trouble(self._stall_after_s)
+        if trouble:
+            raise RuntimeError(f"engine unhealthy: {trouble}")
+
+    async def warm_up(self, sizes: Iterable[tuple[int, int]]) -> None:
+        """Draw one single-step image of each (width, height), so that no client waits for it."""
+        for width, height in sizes:
+            job_id = f"warm-up-{width}x{height}"
+            await self.generate(
+                GenerationJob(job_id, "warm up", width, height, steps=1, guidance=0.0, seeds=(0,))
+            )
+
+    async def close(self, drain_s: float = 0.0) -> None:
+        """Refuse new jobs, give the others `drain_s` seconds, end the rest with `Draining`."""
+        await asyncio.to_thread(self._device.close, drain_s)
+        self._images.shutdown(wait=False)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close(0.0 if error else DRAIN_S)
+
+    def _check_job(self, job: GenerationJob) -> None:
+        multiple = self.info.size_multiple_px
+        if job.width % multiple or job.height % multiple or min(job.width, job.height) < multiple:
+            raise InvalidValue(f"Width and height must be multiples of {multiple}.").at("size")
+        if job.steps < 1:
+            raise InvalidValue("At least one step is needed.").at("num_inference_steps")
+        if not job.seeds:
+            raise InvalidValue("At least one image is needed.").at("n")
+        if not all(0 <= seed < SEED_LIMIT for seed in job.seeds):
+            raise InvalidValue("Seeds are whole numbers from 0 to 2^64 - 1.").at("seed")
