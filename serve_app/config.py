@@ -11,8 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-EMBEDDED_SOURCE = "embedded:flux-mini"
-"""`source` of the model that ships inside the package."""
+from serve_app.registry import MODEL_DEFAULTS
 
 Precision = Literal["fp32", "bf16"]
 Quality = Literal["low", "medium", "standard", "auto", "hd", "high", "xhigh", "max"]
@@ -102,6 +101,11 @@ class ModelConfig(Section):
     prompt_max_chars: PositiveInt = Field(
         1000, le=32_000, description="Longest prompt; the text encoder truncates long ones anyway."
     )
+    text_tokens_max: PositiveInt | None = Field(
+        None,
+        le=512,
+        description="Tokens of the T5 encoder; null takes the model folder's. schnell wants 256.",
+    )
     num_gpus: float = Field(0, ge=0, description="GPUs pinned to each replica.")
     num_cpus: float = Field(1, ge=0, description="CPUs reserved for each replica.")
     engine: EngineConfig = Field(EngineConfig(), description="The replica's engine.")
@@ -119,6 +123,14 @@ class ModelConfig(Section):
     def deployment_name(self) -> str:
         """Name of its Serve deployment: what `deployments:` entries in YAML refer to."""
         return f"FluxModel-{self.id.rsplit('/', 1)[-1]}"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_model_defaults(cls, data: object) -> object:
+        """Fill what the registry knows about a model id; what is written wins."""
+        if isinstance(data, dict) and data.get("id") in MODEL_DEFAULTS:
+            return {**MODEL_DEFAULTS[data["id"]], **data}
+        return data
 
     @model_validator(mode="after")
     def _limits_agree(self) -> Self:

@@ -20,6 +20,7 @@ package.
     ├── ImageNotFound             404 image_not_found
     ├── UnknownRoute              404 unknown_url
     ├── MethodNotAllowed          405 method_not_allowed
+    ├── BodyTimeout               408 request_timeout
     ├── IdempotencyKeyReused      409 idempotency_key_reused
     ├── ImageExpired              410 image_expired
     ├── BodyTooLarge              413 body_too_large
@@ -79,7 +80,7 @@ class AppError(Exception):
 class RequestError(AppError):
     status = 400
     type = "invalid_request_error"
-    code = None
+    code: ClassVar[str | None] = None
     retryable = False
 
 
@@ -152,6 +153,14 @@ class UnknownRoute(RequestError):
 class MethodNotAllowed(RequestError):
     status = 405
     code = "method_not_allowed"
+
+
+class BodyTimeout(RequestError):
+    """The client took too long to send its body."""
+
+    status = 408
+    code = "request_timeout"
+    retryable = True
 
 
 class IdempotencyKeyReused(RequestError):

@@ -1,13 +1,18 @@
 """What the ledger takes and gives: plain frozen values. Must not import sqlalchemy.
 
-A **hold** reserves compute units (CU) before any work; it ends exactly once: **capture** (all or part
-of it is charged), **release** (nothing is) or expiry. Units are integers.
+A **hold** reserves compute units (CU) before any work; it ends exactly once: **capture** (all or
+part of it is charged), **release** (nothing is) or expiry. Units are integers.
 """
 
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
+
+IDEMPOTENCY_KEY_CHARS_MAX = 255
+"""What other payment APIs take; a UUID has 36."""
+TEXT_CHARS_MAX = 200
+"""Longest request id and model name on file."""
 
 
 class HoldState(StrEnum):
@@ -25,6 +30,8 @@ class Principal:
     account_name: str
     key_id: str
     scopes: tuple[str, ...]
+    rpm: int | None = None
+    """Requests a minute that this key may make; None is no limit."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,21 @@ class HoldRequest:
     units: int
     ttl_s: float
     idempotency_key: str | None = None
+
+    def require_bounds(self) -> None:
+        """`ValueError` unless this is bounded: negative units, say, would mint balance.
+
+        The service has checked what the client sent; a slip of ours must not cost money either.
+        """
+        numbers = (self.n, self.width, self.height, self.steps, self.units)
+        if any(type(number) is not int or number <= 0 for number in numbers):
+            raise ValueError("a hold needs positive integers")
+        if self.ttl_s <= 0:
+            raise ValueError("a hold needs a time to live")
+        if len(self.idempotency_key or "") > IDEMPOTENCY_KEY_CHARS_MAX:
+            raise ValueError("the idempotency key is too long")
+        if max(len(self.request_id), len(self.model)) > TEXT_CHARS_MAX:
+            raise ValueError("the request id or the model's name is too long")
 
 
 @dataclass(frozen=True)
@@ -82,11 +104,34 @@ class Balance:
         return self.granted - self.captured - self.held
 
 
+@dataclass(frozen=True)
+class HoldRecord:
+    """A hold as it is on file: what a retry with the same idempotency key ran into."""
+
+    id: str
+    request_id: str
+    model: str
+    n: int
+    width: int
+    height: int
+    steps: int
+    units: int
+    captured_units: int
+    state: HoldState
+    created_at: datetime
+    expires_at: datetime
+    resolved_at: datetime | None
+
+
+class UnknownHold(LookupError):
+    """A hold id that this ledger never gave out: a bug of the caller, or a restored backup."""
+
+
 class Ledger(Protocol):
     """What the service needs of metering; `metering.sql.SqlLedger` is the real one.
 
-    Every method raises `LedgerUnavailable` when the database cannot be reached: never a free picture,
-    never a 401 for an outage.
+    Every method raises `LedgerUnavailable` when the database cannot be reached: never a free
+    picture, never a 401 for an outage.
     """
 
     async def authenticate(self, secret: str) -> Principal:
@@ -96,13 +141,18 @@ class Ledger(Protocol):
     async def hold(self, request: HoldRequest) -> Hold:
         """Reserve units in one conditional UPDATE.
 
-        Raises `InsufficientQuota` when the account cannot cover them and `InvalidKey` when the key
-        was revoked meanwhile.
+        Raises `InsufficientQuota` when the account cannot cover them, `InvalidKey` when the key was
+        revoked or the account disabled meanwhile, and `IdempotencyKeyReused` when an open or
+        captured hold of the account has the same idempotency key: `find_hold` tells which.
         """
         ...
 
     async def capture(self, hold_id: str, units: int) -> Resolution:
-        """Charge `units` (0 < units <= held) and give back the rest; idempotent."""
+        """Charge `units` (0 < units <= held) and give back the rest; idempotent.
+
+        A hold that has expired or was released meanwhile is not charged: the answer's state says
+        so, and the caller must then treat the job as failed and hand out no images.
+        """
         ...
 
     async def release(self, hold_id: str) -> Resolution:
@@ -113,6 +163,18 @@ class Ledger(Protocol):
         """Release every open hold past its expiry; returns how many. Safe with many callers."""
         ...
 
+    async def find_hold(self, account_id: str, idempotency_key: str) -> HoldRecord | None:
+        """The open or captured hold that owns this idempotency key."""
+        ...
+
     async def balance(self, account_id: str) -> Balance: ...
+
+    async def check(self) -> None:
+        """`LedgerUnavailable` unless the database answers and has its tables: for readiness."""
+        ...
+
+    async def ping(self) -> None:
+        """Return if the ledger can serve; for readiness."""
+        ...
 
     async def close(self) -> None: ...

@@ -1,0 +1,87 @@
+"""Gateway: the ingress deployment. Owns the ledger, the store and the HTTP application.
+
+Data flow: Serve's proxy -> ASGI app (`ingress.create_app`) -> `ImageService` -> model handles.
+Holds no request state, so any number of replicas may run; each of them sweeps expired holds.
+"""
+
+import asyncio
+import logging
+import time
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
+
+from serve_app.config import AppConfig
+from serve_app.deployments.generator import HandleGenerator
+from serve_app.engine.source import model_info
+from serve_app.errors import AppError
+from serve_app.ingress.app import create_app
+from serve_app.metering.sql import SqlLedger
+from serve_app.observability import configure_logging
+from serve_app.plan import Catalogue, ServedModel
+from serve_app.service import ImageService
+from serve_app.storage.store import ImageStore
+
+logger = logging.getLogger("flux_serve.gateway")
+
+READINESS_MAX_AGE_S = 1.0
+"""How long an answer of Serve's controller is reused: probes must not load it."""
+ABLE_STATES = frozenset({"HEALTHY", "UPSCALING", "DOWNSCALING", "AUTOSCALING"})
+"""States in which a model can take a job; scaled to zero counts, as a job wakes it."""
+
+
+class _Gateway:
+    async def __init__(self, config: AppConfig, models: dict[str, DeploymentHandle]) -> None:
+        configure_logging()
+        self.config = config
+        self.ledger = await SqlLedger.open(config.ledger)
+        if config.development is not None:
+            await self.ledger.ensure_development(config.development)
+        store = None
+        if config.store is not None:
+            store = ImageStore.open(config.store, config.public_url)
+        served = [
+            ServedModel(
+                model, await asyncio.to_thread(model_info, model.source, model.text_tokens_max)
+            )
+            for model in config.models
+        ]
+        generators = {name: HandleGenerator(handle) for name, handle in models.items()}
+        self.service = ImageService(
+            config, Catalogue(tuple(served)), self.ledger, store, generators
+        )
+        self._ready: tuple[float, bool] = (0.0, False)
+        self._sweeper = asyncio.create_task(self._sweep_holds())
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return create_app(self.service, self._models_ready)
+
+    async def _sweep_holds(self) -> None:
+        """Expire holds that a crash left open: at start, then regularly."""
+        while True:
+            try:
+                expired = await self.ledger.expire_holds()
+                if expired:
+                    logger.warning("expired %d unresolved holds", expired)
+            except AppError:
+                logger.warning("expired holds were not swept: the ledger is unavailable")
+            await asyncio.sleep(self.config.ledger.sweep_interval_s)
+
+    async def _models_ready(self) -> bool:
+        asked_s, ready = self._ready
+        if time.monotonic() - asked_s > READINESS_MAX_AGE_S:
+            ready = await asyncio.to_thread(self._ask_controller)
+            self._ready = (time.monotonic(), ready)
+        return ready
+
+    def _ask_controller(self) -> bool:
+        names = {model.deployment_name for model in self.config.models}
+        for app in serve.status().applications.values():
+            for name, deployment in app.deployments.items():
+                if name in names and deployment.status.value in ABLE_STATES:
+                    return True
+        return False
+
+
+Gateway = serve.deployment(name="Gateway")(serve.ingress()(_Gateway))

@@ -1,0 +1,71 @@
+"""HandleGenerator: the service's `Generator` over a Serve deployment handle.
+
+Data flow: job -> handle -> replica; failures of Ray and Serve -> our error tree. The only retry
+lives here: a replica that died took its picture along, and drawing it again is unbilled.
+"""
+
+import asyncio
+import dataclasses
+import logging
+import time
+
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RequestCancelledError,
+)
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.engine.job import GenerationJob, GenerationResult
+from serve_app.errors import AppError, GenerationFailed, Overloaded, Unavailable
+
+logger = logging.getLogger("flux_serve.generator")
+
+ATTEMPTS = 2
+"""The first try and one retry on another replica."""
+
+
+class HandleGenerator:
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def generate(self, job: GenerationJob) -> GenerationResult:
+        """Draw on some replica; raises only `AppError` and `CancelledError`."""
+        started = time.monotonic()
+        for attempt in range(1, ATTEMPTS + 1):
+            left_s = job.timeout_s - (time.monotonic() - started)
+            try:
+                return await self._call(dataclasses.replace(job, timeout_s=left_s))
+            except RayActorError:
+                logger.warning("replica died under job %s (try %d)", job.job_id, attempt)
+        raise GenerationFailed("The model replica failed; nothing was charged.")
+
+    async def _call(self, job: GenerationJob) -> GenerationResult:
+        response = self._handle.generate.remote(job)
+        try:
+            result: GenerationResult = await response
+        except asyncio.CancelledError:
+            response.cancel()  # a cancelled await alone would leave the replica drawing
+            raise
+        except RayActorError:
+            raise
+        except Exception as exc:
+            raise _translate(exc, job) from exc
+        return result
+
+
+def _translate(exc: Exception, job: GenerationJob) -> AppError:
+    cause = exc.cause if isinstance(exc, RayTaskError) else exc
+    if isinstance(cause, AppError):
+        return cause
+    if isinstance(cause, BackPressureError):
+        return Overloaded("The server is overloaded; try again soon.")
+    if isinstance(cause, DeploymentUnavailableError):
+        return Unavailable("The model cannot be served right now.")
+    if isinstance(cause, RequestCancelledError):
+        return GenerationFailed("The job was cancelled; nothing was charged.")
+    # str(exc) holds the remote traceback: it goes to the log, never to the client.
+    kind = "Ray" if isinstance(exc, RayError) else "model"
+    logger.error("%s failure under job %s", kind, job.job_id, exc_info=exc)
+    return GenerationFailed("The model replica failed; nothing was charged.")

@@ -1,0 +1,66 @@
+"""FluxModel: one engine on one device, as a Serve replica.
+
+Data flow: `generate(job)` -> `@serve.batch` gathers prompts for one text-encoder pass -> the engine
+joins the samples to its step batches. Everything that takes time runs on the engine's threads, so
+the replica's loop stays free: a blocked loop fails its health check and is killed.
+"""
+
+import asyncio
+import logging
+from typing import Any
+
+from pydantic import ValidationError
+from ray import serve
+
+from serve_app.config import BatchingConfig, ModelConfig
+from serve_app.engine.engine import Engine, PromptEmbedding
+from serve_app.engine.job import EngineStats, GenerationJob, GenerationResult
+from serve_app.errors import ConfigError
+from serve_app.observability import configure_logging
+
+logger = logging.getLogger("flux_serve.model")
+
+DRAIN_S = 20.0
+"""How long a closing engine may finish what runs; Serve has drained its requests before."""
+
+
+class FluxModel:
+    async def __init__(self, config: ModelConfig) -> None:
+        configure_logging()
+        self.config = config
+        self._apply(config.batching)
+        self.engine = await asyncio.to_thread(
+            Engine.load, config.source, config.engine, text_tokens_max=config.text_tokens_max
+        )
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take new batching knobs in place (Serve's `user_config`)."""
+        try:
+            self._apply(BatchingConfig.model_validate(user_config))
+        except ValidationError as exc:
+            raise ConfigError(f"user_config of {self.config.deployment_name}: {exc}") from exc
+
+    def _apply(self, batching: BatchingConfig) -> None:
+        self._encode.set_max_batch_size(batching.max_batch_size)
+        self._encode.set_batch_wait_timeout_s(batching.batch_wait_timeout_s)
+
+    async def generate(self, job: GenerationJob) -> GenerationResult:
+        """Draw all samples of a job; cancelling it drops them at the next step."""
+        embedding = await self._encode(job.prompt)
+        return await self.engine.generate(job, embedding)
+
+    @serve.batch
+    async def _encode(self, prompts: list[str]) -> list[PromptEmbedding]:
+        return await self.engine.encode_prompts(prompts)
+
+    async def stats(self) -> EngineStats:
+        return self.engine.stats()
+
+    def check_health(self) -> None:
+        """Raise when the device thread is dead or stuck; Serve then replaces the replica."""
+        self.engine.check()
+
+    def __del__(self) -> None:
+        engine = getattr(self, "engine", None)  # absent when loading failed
+        if engine is not None:
+            engine.close(drain_s=DRAIN_S)

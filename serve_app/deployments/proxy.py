@@ -1,0 +1,73 @@
+"""What Serve's own HTTP proxy must do for us: no text errors, no control headers from outside.
+
+Data flow: client -> `ProxyGuard` (inside Serve's proxy process) -> proxy -> gateway. Serve loads
+`middlewares` by the import path in RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, which the config
+files set through `controller_options`. The proxy process imports this: no torch, no SQL.
+"""
+
+from collections.abc import Iterable
+
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.errors import AppError, DeadlineExceeded, Unavailable
+from serve_app.ingress.errors import error_response
+
+CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+CALLBACK_PATH = "serve_app.deployments.proxy.middlewares"
+SYSTEM_ROUTES = ("/-/healthz", "/-/routes")
+"""Load balancers and the operator read these as Serve writes them."""
+CONTROL_HEADERS = frozenset(
+    {
+        b"x-request-timeout-seconds",  # would let a client set Serve's timeout, or disable it
+        b"x-request-disconnect-disabled",  # would keep a GPU busy for a client that left
+        b"serve_multiplexed_model_id",
+        b"serve-multiplexed-model-id",
+        b"x-session-id",  # would steer which replica serves a request
+    }
+)
+
+
+def middlewares() -> Iterable[Middleware]:
+    """Called once by every Serve proxy at its start."""
+    return [Middleware(ProxyGuard)]
+
+
+class ProxyGuard:
+    """Strips control headers; turns Serve's own plain-text failures into our error body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in SYSTEM_ROUTES:
+            await self.app(scope, receive, send)
+            return
+        kept = [pair for pair in scope["headers"] if pair[0].lower() not in CONTROL_HEADERS]
+        scope = {**scope, "headers": kept}
+        replaced = False
+
+        async def send_guarded(message: Message) -> None:
+            nonlocal replaced
+            if message["type"] == "http.response.start" and _is_serves_own(message):
+                replaced = True
+                await error_response(_translate(message["status"]))(scope, receive, send)
+            elif not replaced:
+                await send(message)
+
+        await self.app(scope, receive, send_guarded)
+
+
+def _is_serves_own(message: Message) -> bool:
+    """Our own failures are always JSON."""
+    content_type = Headers(raw=message["headers"]).get("content-type", "")
+    return message["status"] >= 400 and not content_type.startswith("application/json")
+
+
+def _translate(status: int) -> AppError:
+    if status in (404, 503):  # 404: the gateway owns "/", so it is not deployed yet
+        return Unavailable("The server is starting or overloaded.")
+    if status == 408:
+        return DeadlineExceeded("The image was not ready in time.")
+    return AppError()

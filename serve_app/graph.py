@@ -1,0 +1,56 @@
+"""The Serve graph: the only place that wires concrete parts together.
+
+Data flow: YAML `args` -> Ray Serve -> `build(AppConfig)` -> Gateway -> one FluxModel per model.
+Identity (models, ledger, store) is in `args`, and changing it restarts the application; tunables go
+into `deployments:` entries, which change in place.
+"""
+
+from typing import Any
+
+from ray import serve
+from ray.serve.config import RequestRouterConfig
+
+from serve_app.config import AppConfig, ModelConfig
+from serve_app.deployments.gateway import Gateway
+from serve_app.deployments.model import FluxModel
+
+GATEWAY_MAX_ONGOING = 1000
+"""Requests in a gateway: nearly all wait for pictures, and each costs little while waiting."""
+MODEL_MAX_ONGOING = 64
+"""Jobs in a replica: at least twice the prompt batch, or handles poll instead of feeding it."""
+MODEL_MAX_QUEUED = 256
+"""Jobs that wait in a gateway for a free replica; more are answered 503 at once."""
+ROUTER_INITIAL_BACKOFF_S = 0.005
+ROUTER_MAX_BACKOFF_S = 0.02
+"""Serve's default of 0.5 s leaves a replica idle that long after it became free."""
+GRACEFUL_SHUTDOWN_S = 120
+"""Longer than the longest job, so that an update or scale-down loses none."""
+
+
+def build(args: AppConfig) -> serve.Application:
+    """The application that a Serve config file names in `import_path: serve_app.graph:build`."""
+    models = {model.id: _model(model) for model in args.models}
+    gateway = Gateway.options(
+        max_ongoing_requests=GATEWAY_MAX_ONGOING,
+        graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_S,
+        ray_actor_options={"num_cpus": 0},
+    )
+    application: serve.Application = gateway.bind(args, models)
+    return application
+
+
+def _model(model: ModelConfig) -> serve.Application:
+    options: dict[str, Any] = {"num_cpus": model.num_cpus, "num_gpus": model.num_gpus}
+    deployment = serve.deployment(
+        FluxModel,
+        name=model.deployment_name,
+        ray_actor_options=options,
+        max_ongoing_requests=MODEL_MAX_ONGOING,
+        max_queued_requests=MODEL_MAX_QUEUED,
+        graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_S,
+        request_router_config=RequestRouterConfig(
+            initial_backoff_s=ROUTER_INITIAL_BACKOFF_S, max_backoff_s=ROUTER_MAX_BACKOFF_S
+        ),
+    )
+    application: serve.Application = deployment.bind(model)
+    return application

@@ -1,0 +1,43 @@
+"""Failures as replies: one error body for everything, in OpenAI's shape.
+
+Data flow: `AppError` (or Starlette's 404 and 405) -> `error_response`. No text of any other
+exception ever reaches a client.
+"""
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from serve_app.errors import AppError, MethodNotAllowed, UnknownRoute
+from serve_app.schema import ErrorBody, ErrorDetail
+
+
+def error_response(error: AppError) -> Response:
+    """The reply for a failure: status, headers that steer retries, and the body."""
+    detail = ErrorDetail(message=error.message, type=error.type, param=error.param, code=error.code)
+    headers = {"x-should-retry": "true" if error.retryable else "false"}
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(error.retry_after_s)
+    if error.allow is not None:
+        headers["allow"] = error.allow
+    return JSONResponse(ErrorBody(error=detail).model_dump(), error.status, headers)
+
+
+async def on_app_error(request: Request, exc: Exception) -> Response:
+    """Starlette's handler for `AppError`."""
+    assert isinstance(exc, AppError)
+    return error_response(exc)
+
+
+async def on_http_exception(request: Request, exc: Exception) -> Response:
+    """Starlette's router knows two failures of its own: no such path, no such method."""
+    assert isinstance(exc, HTTPException)
+    path = request.url.path
+    if exc.status_code == 405:
+        error: AppError = MethodNotAllowed(f"{request.method} is not allowed for {path}.")
+        error.allow = (exc.headers or {}).get("Allow")
+    else:
+        error = UnknownRoute(f"Unknown request URL: {request.method} {path}.")
+    return error_response(error)

@@ -1,0 +1,69 @@
+"""The outermost ring: request id, access log, and the last catch of unexpected failures.
+
+Data flow: ASGI scope -> `RequestEnvelope` (sets `scope["state"]["request_id"]`) -> the application
+-> headers added to whatever it answers. Pure ASGI: streaming and cancellation pass untouched.
+"""
+
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.errors import AppError
+from serve_app.ingress.errors import error_response
+from serve_app.observability import bind_request_id
+
+logger = logging.getLogger("flux_serve.access")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+"""What a client may choose as request id: it goes into headers, logs and the ledger."""
+
+
+def request_id_from(value: str | None) -> str:
+    """The client's request id if it is harmless, else a new one."""
+    if value is not None and _REQUEST_ID.fullmatch(value):
+        return value
+    return f"req_{uuid.uuid4().hex}"
+
+
+class RequestEnvelope:
+    """Wraps every request; knows nothing of routes."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        request_id = request_id_from(Headers(scope=scope).get("x-request-id"))
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 0
+
+        async def send_wrapped(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                elapsed_ms = int((time.perf_counter() - started) * 1000)
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                headers["openai-processing-ms"] = str(elapsed_ms)
+                headers["x-content-type-options"] = "nosniff"
+            await send(message)
+
+        with bind_request_id(request_id):
+            try:
+                await self.app(scope, receive, send_wrapped)
+            except Exception:
+                logger.exception("unexpected failure")
+                if status:
+                    raise  # the reply has begun: only breaking it off tells the client
+                await error_response(AppError())(scope, receive, send_wrapped)
+            finally:
+                elapsed_ms = int((time.perf_counter() - started) * 1000)
+                shown = status or "cancelled"
+                logger.info("%s %s %s %d ms", scope["method"], scope["path"], shown, elapsed_ms)

@@ -1,0 +1,214 @@
+"""The endpoints: each reads its input, calls the service, shapes the answer.
+
+Data flow: Starlette request -> `authenticate` -> `read_json_object` -> `parse_request` ->
+`ImageService` -> wire model. Handlers decide nothing about money, models or images.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from serve_app.errors import AppError, Unavailable
+from serve_app.ingress.auth import authenticate
+from serve_app.ingress.body import read_json_object
+from serve_app.ingress.openapi import openapi_document
+from serve_app.plan import ServedModel
+from serve_app.schema import (
+    AccountResponse,
+    HealthResponse,
+    ImageData,
+    ImageRequest,
+    ImagesResponse,
+    ModelCapabilities,
+    ModelList,
+    ModelObject,
+    QuoteResponse,
+    TokenDetails,
+    Usage,
+    parse_request,
+)
+from serve_app.service import Delivery, ImageService
+
+T = TypeVar("T")
+
+
+@dataclass
+class Api:
+    """What the handlers share. `models_ready` tells whether at least one model can serve."""
+
+    service: ImageService
+    models_ready: Callable[[], Awaitable[bool]]
+    started_s: int = field(default_factory=lambda: int(time.time()))
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/v1/images/generations", self.generate, methods=["POST"]),
+            Route("/v1/images/quote", self.quote, methods=["POST"]),
+            Route("/v1/images/{image_id}/content", self.content, methods=["GET"]),
+            Route("/v1/account", self.account, methods=["GET"]),
+            Route("/v1/models", self.models, methods=["GET"]),
+            Route("/v1/models/{model_id:path}", self.model, methods=["GET"]),
+            Route("/health", self.health, methods=["GET"]),
+            Route("/ready", self.ready, methods=["GET"]),
+            Route("/openapi.json", self.openapi, methods=["GET"]),
+        ]
+
+    async def generate(self, request: Request) -> Response:
+        service = self.service
+        principal = await authenticate(request, service.ledger)
+        body = await read_json_object(request, service.config.limits)
+        wanted = parse_request(ImageRequest, body)
+        work = service.generate(principal, wanted, request.state.request_id)
+        delivery = await _until_disconnect(request, work)
+        headers = {
+            "x-model": delivery.plan.model.config.id,
+            "x-compute-units": str(delivery.units),
+            "x-compute-units-available": str(delivery.available_units),
+        }
+        return _json(_images_response(delivery), headers)
+
+    async def quote(self, request: Request) -> Response:
+        principal = await authenticate(request, self.service.ledger)
+        body = await read_json_object(request, self.service.config.limits)
+        quote = await self.service.quote(principal, parse_request(ImageRequest, body))
+        plan = quote.plan
+        answer = QuoteResponse(
+            model=plan.model.config.id,
+            size=plan.size,
+            steps=plan.steps,
+            n=plan.n,
+            units=plan.units,
+            affordable=quote.affordable,
+        )
+        return _json(answer)
+
+    async def content(self, request: Request) -> Response:
+        store = self.service.store
+        image_id = request.path_params["image_id"]
+        query = request.query_params
+        if store is None:
+            raise AppError("This server keeps no images.")
+        image = await store.read(image_id, query.get("exp", ""), query.get("sig", ""))
+        # A signed URL is a secret: shared caches must not keep what it opens.
+        headers = {"cache-control": "private, max-age=3600, immutable"}
+        return Response(image.data, media_type=image.content_type, headers=headers)
+
+    async def account(self, request: Request) -> Response:
+        principal = await authenticate(request, self.service.ledger)
+        balance = await self.service.ledger.balance(principal.account_id)
+        return _json(
+            AccountResponse(
+                id=balance.id,
+                name=balance.name,
+                granted=balance.granted,
+                captured=balance.captured,
+                held=balance.held,
+                available=balance.available,
+            )
+        )
+
+    async def models(self, request: Request) -> Response:
+        await authenticate(request, self.service.ledger)
+        models = self.service.catalogue.models
+        return _json(ModelList(data=[self._model_object(model) for model in models]))
+
+    async def model(self, request: Request) -> Response:
+        await authenticate(request, self.service.ledger)
+        return _json(
+            self._model_object(self.service.catalogue.find(request.path_params["model_id"]))
+        )
+
+    async def health(self, request: Request) -> Response:
+        return _json(HealthResponse(message="ok"))
+
+    async def ready(self, request: Request) -> Response:
+        await self.service.ledger.ping()
+        if not await self.models_ready():
+            raise Unavailable("No model can serve yet.")
+        return _json(HealthResponse(message="ready"))
+
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(openapi_document(self.service.config.public_url))
+
+    def _model_object(self, model: ServedModel) -> ModelObject:
+        config, info = model.config, model.info
+        return ModelObject(
+            id=config.id,
+            created=self.started_s,
+            owned_by=config.owned_by,
+            aliases=list(config.aliases),
+            capabilities=ModelCapabilities(
+                size_multiple=info.size_multiple_px,
+                min_edge=config.min_edge_px,
+                max_edge=config.max_edge_px,
+                max_pixels=config.max_pixels,
+                default_size=config.default_size,
+                max_images=config.max_images,
+                reference_steps=config.reference_steps,
+                max_steps=config.max_steps,
+                quality_steps=config.quality_steps,
+                guidance=info.guidance,
+                text_tokens_max=info.text_tokens_max,
+                prompt_max_chars=config.prompt_max_chars,
+            ),
+        )
+
+
+def _json(answer: BaseModel, headers: dict[str, str] | None = None) -> Response:
+    content = answer.model_dump_json(exclude_none=True)
+    return Response(content, media_type="application/json", headers=headers)
+
+
+def _images_response(delivery: Delivery) -> ImagesResponse:
+    plan, units = delivery.plan, delivery.units
+    usage = Usage(
+        input_tokens=0,
+        output_tokens=units,
+        total_tokens=units,
+        input_tokens_details=TokenDetails(text_tokens=0, image_tokens=0),
+        output_tokens_details=TokenDetails(text_tokens=0, image_tokens=units),
+        compute_units=units,
+    )
+    return ImagesResponse(
+        created=delivery.created_s,
+        data=[ImageData(url=image.url, b64_json=image.b64_json) for image in delivery.images],
+        model=plan.model.config.id,
+        size=plan.size,
+        quality=plan.quality,
+        output_format=plan.output_format,
+        seeds=list(plan.seeds),
+        steps=plan.steps,
+        usage=usage,
+    )
+
+
+async def _until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Run `work`, but cancel it as soon as the client goes away.
+
+    Serve cancels the handler itself in most cases; a plain ASGI server only sends a message.
+    """
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+        return await task
+    finally:
+        # Also when this handler itself is cancelled: the work must see it and undo its hold.
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

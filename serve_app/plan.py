@@ -1,0 +1,176 @@
+"""From a request to a plan: which model, how many samples of what size and steps, at what price.
+
+Data flow: `schema.ImageRequest` -> `plan_job` -> `Plan` -> the ledger's hold and the engine's job.
+Pure: no clock, no I/O; the only randomness is the seed source handed in. Must not import Ray, torch
+or HTTP.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from serve_app.config import ModelConfig
+from serve_app.engine.job import GenerationJob, ModelInfo
+from serve_app.errors import (
+    InvalidValue,
+    ModelNotFound,
+    RequestError,
+    UnsupportedValue,
+)
+from serve_app.metering.pricing import compute_units
+from serve_app.schema import SEED_MAX, ImageRequest, OutputFormat, Quality, ResponseFormat
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A configured model together with what its folder says."""
+
+    config: ModelConfig
+    info: ModelInfo
+
+
+class Catalogue:
+    """The served models by every name that a request may use."""
+
+    def __init__(self, models: tuple[ServedModel, ...]) -> None:
+        self.models = models
+        self._by_name = {name: model for model in models for name in model.config.names}
+
+    def find(self, name: str | None) -> ServedModel:
+        """The model of an id or alias, the first one when absent, or `ModelNotFound`."""
+        if name is None:
+            return self.models[0]
+        try:
+            return self._by_name[name]
+        except KeyError:
+            known = ", ".join(sorted(self._by_name))
+            error = ModelNotFound(f"The model '{name}' does not exist. Available: {known}.")
+            raise error.at("model") from None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request with every default filled in and every limit checked."""
+
+    model: ServedModel
+    prompt: str
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    quality: Quality
+    seeds: tuple[int, ...]
+    output_format: OutputFormat
+    output_compression: int
+    response_format: ResponseFormat
+    units: int
+
+    @property
+    def n(self) -> int:
+        return len(self.seeds)
+
+    @property
+    def size(self) -> str:
+        return f"{self.width}x{self.height}"
+
+    def units_for(self, images: int) -> int:
+        """Compute units of `images` of the samples."""
+        return compute_units(
+            images, self.width, self.height, self.steps, self.model.config.reference_steps
+        )
+
+    def job(self, job_id: str, account: str, timeout_s: float) -> GenerationJob:
+        return GenerationJob(
+            job_id=job_id,
+            prompt=self.prompt,
+            width=self.width,
+            height=self.height,
+            steps=self.steps,
+            guidance=self.guidance,
+            seeds=self.seeds,
+            output_format=self.output_format,
+            output_compression=self.output_compression,
+            account=account,
+            timeout_s=timeout_s,
+        )
+
+
+def plan_job(request: ImageRequest, catalogue: Catalogue, random_seed: Callable[[], int]) -> Plan:
+    """Resolve a request, or raise the `RequestError` that names the field at fault."""
+    model = catalogue.find(request.model)
+    config = model.config
+    _refuse_unsupported(request)
+    if len(request.prompt) > config.prompt_max_chars:
+        text = f"Prompt has {len(request.prompt)} characters; the most is {config.prompt_max_chars}"
+        raise InvalidValue(f"{text}.").at("prompt")
+    if not request.prompt.strip():
+        raise InvalidValue("Prompt is blank.").at("prompt")
+    n = request.n or 1
+    if n > config.max_images:
+        raise InvalidValue(f"'n' must be at most {config.max_images}.").at("n")
+    width, height = _size(request.size, model)
+    quality: Quality = request.quality or "auto"
+    steps = request.num_inference_steps or config.quality_steps[quality]
+    if steps > config.max_steps:
+        text = f"'num_inference_steps' must be at most {config.max_steps} for '{config.id}'."
+        raise InvalidValue(text).at("num_inference_steps")
+    guidance = request.guidance_scale
+    first_seed = random_seed() if request.seed is None else request.seed
+    return Plan(
+        model=model,
+        prompt=request.prompt,
+        width=width,
+        height=height,
+        steps=steps,
+        guidance=config.guidance_scale if guidance is None else guidance,
+        quality=quality,
+        seeds=tuple((first_seed + i) % (SEED_MAX + 1) for i in range(n)),
+        output_format=request.output_format or "png",
+        output_compression=100
+        if request.output_compression is None
+        else request.output_compression,
+        response_format=request.response_format or "url",
+        units=compute_units(n, width, height, steps, config.reference_steps),
+    )
+
+
+def _refuse_unsupported(request: ImageRequest) -> None:
+    """A field that cannot be honoured is refused: ignoring it would deliver something else."""
+    if request.stream:
+        raise UnsupportedValue("Streaming is not supported; send 'stream': false.").at("stream")
+    if request.partial_images:
+        text = "'partial_images' needs 'stream': true, which is not supported."
+        raise UnsupportedValue(text).at("partial_images")
+    if request.background == "transparent":
+        raise UnsupportedValue("FLUX draws opaque images only.").at("background")
+    if request.negative_prompt:
+        raise UnsupportedValue("FLUX takes no negative prompt.").at("negative_prompt")
+    lossless = (request.output_format or "png") == "png"
+    if lossless and request.output_compression not in (None, 100):
+        text = "'output_compression' applies to 'jpeg' and 'webp' only; PNG is lossless."
+        raise InvalidValue(text).at("output_compression")
+
+
+def _size(text: str | None, model: ServedModel) -> tuple[int, int]:
+    config, multiple = model.config, model.info.size_multiple_px
+    wanted = config.default_size if text in (None, "auto") else text
+    width, height = _parse_size(wanted or "")
+    problem = None
+    for edge in (width, height):
+        if not config.min_edge_px <= edge <= config.max_edge_px:
+            problem = f"edges must be {config.min_edge_px} to {config.max_edge_px} px"
+        elif edge % multiple:
+            problem = f"edges must be multiples of {multiple} px"
+    if problem is None and width * height > config.max_pixels:
+        problem = f"at most {config.max_pixels} pixels"
+    if problem:
+        raise InvalidValue(f"Size '{wanted}' is not served by '{config.id}': {problem}.").at("size")
+    return width, height
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    parts = text.split("x")
+    digits = all(part.isascii() and part.isdigit() and 2 <= len(part) <= 5 for part in parts)
+    if len(parts) != 2 or not digits:
+        error: RequestError = InvalidValue("'size' must be 'auto' or WIDTHxHEIGHT in pixels.")
+        raise error.at("size")
+    return int(parts[0]), int(parts[1])

@@ -1,0 +1,1 @@
+"""Finished images: an object store and signed URLs. No HTTP, no Ray."""

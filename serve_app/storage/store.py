@@ -1,0 +1,127 @@
+"""ImageStore: finished images in a local folder or an object store, reached by signed URLs.
+
+Data flow: encoded bytes -> `put` -> image id -> `url` -> the client. A local folder is served by the
+gateway under HMAC-signed URLs (`read` after `UrlSigner.verify`); S3, GCS and Azure sign their own.
+obstore does the I/O. Must not import HTTP or Ray.
+"""
+
+import re
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import from_url
+
+from serve_app.config import StoreConfig
+from serve_app.errors import ConfigError, ImageNotFound, StoreUnavailable
+from serve_app.storage.signing import UrlSigner, load_signing_key
+
+CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+_ID_BYTES = 24  # 192 random bits: ids cannot be guessed even without the signature
+_ID_PATTERN = re.compile(r"img_[0-9a-f]{48}\.(png|jpeg|webp)")
+_LOCAL_PREFIX = "file://"
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    data: bytes
+    content_type: str
+
+
+class ImageStore:
+    """Images by random id. Every failure of the backend is `StoreUnavailable`."""
+
+    def __init__(
+        self,
+        backend: Any,  # an obstore store; obstore's classes share no public base type
+        public_url: str,
+        image_ttl_s: int,
+        signer: UrlSigner | None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._backend = backend
+        self._public_url = public_url.rstrip("/")
+        self._ttl_s = image_ttl_s
+        self._signer = signer
+        self._now = now
+
+    @classmethod
+    def open(
+        cls, config: StoreConfig, public_url: str, now: Callable[[], float] = time.time
+    ) -> "ImageStore":
+        """Open the configured store; a local folder is made when missing."""
+        signer = None
+        url = config.url
+        options: dict[str, Any] = {}
+        if url.startswith(_LOCAL_PREFIX):
+            folder = Path(url.removeprefix(_LOCAL_PREFIX)).absolute()
+            folder.mkdir(parents=True, exist_ok=True)
+            url, options = folder.as_uri(), {"mkdir": True}
+            signer = UrlSigner(load_signing_key(config.signing_key_file))
+        try:
+            backend = from_url(url, **options)
+        except (BaseError, ValueError) as exc:
+            raise ConfigError(f"store.url {config.url!r} cannot be opened: {exc}") from exc
+        return cls(backend, public_url, config.image_ttl_s, signer, now)
+
+    async def put(self, data: bytes, output_format: str) -> str:
+        """Store one encoded image, atomically; returns its id."""
+        image_id = f"img_{secrets.token_hex(_ID_BYTES)}.{output_format}"
+        try:
+            await obstore.put_async(self._backend, _path(image_id), data)
+        except (BaseError, OSError) as exc:
+            raise StoreUnavailable("The image store cannot be written right now.") from exc
+        return image_id
+
+    async def url(self, image_id: str) -> str:
+        """A URL that works without a key until `image_ttl_s` from now."""
+        if self._signer is None:
+            ttl = timedelta(seconds=self._ttl_s)
+            try:
+                signed: str = await obstore.sign_async(self._backend, "GET", _path(image_id), ttl)
+            except (BaseError, OSError) as exc:
+                raise StoreUnavailable("The image store cannot sign URLs right now.") from exc
+            return signed
+        expires_at_s = int(self._now()) + self._ttl_s
+        signature = self._signer.sign(image_id, expires_at_s)
+        path = f"/v1/images/{image_id}/content"
+        return f"{self._public_url}{path}?exp={expires_at_s}&sig={signature}"
+
+    async def read(self, image_id: str, exp: str, sig: str) -> StoredImage:
+        """The image behind a signed URL of this server.
+
+        Raises `ImageNotFound` (also for ids that this server never makes, so no path can be forged),
+        `BadSignature`, `ImageExpired` or `StoreUnavailable`.
+        """
+        match = _ID_PATTERN.fullmatch(image_id)
+        if match is None or self._signer is None:
+            raise ImageNotFound("No such image.")
+        self._signer.verify(image_id, exp, sig, self._now())
+        try:
+            result = await obstore.get_async(self._backend, _path(image_id))
+            data = bytes(await result.bytes_async())
+        except FileNotFoundError:
+            raise ImageNotFound("No such image.") from None
+        except (BaseError, OSError) as exc:
+            raise StoreUnavailable("The image store cannot be read right now.") from exc
+        return StoredImage(data, CONTENT_TYPES[match.group(1)])
+
+    async def delete(self, image_id: str) -> None:
+        """Remove an image that will not be delivered; missing ones are fine."""
+        try:
+            await obstore.delete_async(self._backend, _path(image_id))
+        except FileNotFoundError:
+            return
+        except (BaseError, OSError) as exc:
+            raise StoreUnavailable("The image store cannot be written right now.") from exc
+
+
+def _path(image_id: str) -> str:
+    """Two levels, so that no folder grows to millions of entries."""
+    return f"{image_id[4:6]}/{image_id}"
