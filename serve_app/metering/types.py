@@ -169,12 +169,8 @@ class Ledger(Protocol):
 
     async def balance(self, account_id: str) -> Balance: ...
 
-    async def check(self) -> None:
-        """`LedgerUnavailable` unless the database answers and has its tables: for readiness."""
-        ...
-
     async def ping(self) -> None:
-        """Return if the ledger can serve; for readiness."""
+        """Return if the database answers and has its tables; for readiness."""
         ...
 
     async def close(self) -> None: ...

@@ -1,0 +1,156 @@
+"""The audit: every invariant of the ledger, checked in SQL at one moment of the data.
+
+Data flow: `LedgerAdmin.audit` -> one snapshot -> `AuditReport`. Each check is a SELECT of what
+breaks an invariant, so a sound ledger gives no rows whatever its size. Reads only.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Select, and_, func, or_, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from serve_app.metering.records import AuditReport, Finding
+from serve_app.metering.tables import accounts, api_keys, entries, holds
+
+FINDINGS_MAX = 1000
+"""Rows shown for each invariant: a ledger that is broken everywhere need not list it all."""
+
+
+def _account_sums() -> Select[Any]:
+    entered = (
+        select(entries.c.account_id, func.sum(entries.c.units).label("units"))
+        .group_by(entries.c.account_id)
+        .subquery()
+    )
+    total = func.coalesce(entered.c.units, 0)
+    booked = accounts.c.granted - accounts.c.captured
+    return (
+        select(accounts.c.id, accounts.c.id, total, booked)
+        .outerjoin(entered, entered.c.account_id == accounts.c.id)
+        .where(total != booked)
+    )
+
+
+def _held_sums() -> Select[Any]:
+    reserved = (
+        select(holds.c.account_id, func.sum(holds.c.units).label("units"))
+        .where(holds.c.state == "open")
+        .group_by(holds.c.account_id)
+        .subquery()
+    )
+    total = func.coalesce(reserved.c.units, 0)
+    return (
+        select(accounts.c.id, accounts.c.id, total, accounts.c.held)
+        .outerjoin(reserved, reserved.c.account_id == accounts.c.id)
+        .where(total != accounts.c.held)
+    )
+
+
+def _captured_holds() -> Select[Any]:
+    charged = (
+        select(
+            entries.c.hold_id,
+            func.count().label("rows"),
+            func.sum(-entries.c.units).label("units"),
+        )
+        .where(entries.c.kind == "capture")
+        .group_by(entries.c.hold_id)
+        .subquery()
+    )
+    units = func.coalesce(charged.c.units, 0)
+    rows = func.coalesce(charged.c.rows, 0)
+    return (
+        select(holds.c.account_id, holds.c.id, units, holds.c.captured_units)
+        .outerjoin(charged, charged.c.hold_id == holds.c.id)
+        .where(holds.c.state == "captured", or_(rows != 1, units != holds.c.captured_units))
+    )
+
+
+def _stray_captures() -> Select[Any]:
+    return (
+        select(entries.c.account_id, entries.c.id, entries.c.units, holds.c.state)
+        .outerjoin(holds, holds.c.id == entries.c.hold_id)
+        .where(
+            entries.c.kind == "capture",
+            or_(
+                holds.c.id.is_(None),
+                holds.c.state != "captured",
+                holds.c.account_id != entries.c.account_id,
+            ),
+        )
+    )
+
+
+def _negative_accounts() -> Select[Any]:
+    available = accounts.c.granted - accounts.c.captured - accounts.c.held
+    return select(accounts.c.id, accounts.c.id, available, accounts.c.held).where(
+        or_(available < 0, accounts.c.granted < 0, accounts.c.captured < 0, accounts.c.held < 0)
+    )
+
+
+def _impossible_holds() -> Select[Any]:
+    is_open = holds.c.state == "open"
+    is_captured = holds.c.state == "captured"
+    return (
+        select(holds.c.account_id, holds.c.id, holds.c.units, holds.c.captured_units)
+        .outerjoin(api_keys, api_keys.c.id == holds.c.key_id)
+        .where(
+            or_(
+                holds.c.units <= 0,
+                holds.c.captured_units < 0,
+                holds.c.captured_units > holds.c.units,
+                and_(is_captured, holds.c.captured_units == 0),
+                and_(~is_captured, holds.c.captured_units != 0),
+                and_(is_open, holds.c.resolved_at.is_not(None)),
+                and_(~is_open, holds.c.resolved_at.is_(None)),
+                api_keys.c.id.is_(None),
+                api_keys.c.account_id != holds.c.account_id,
+            )
+        )
+    )
+
+
+CHECKS: tuple[tuple[str, Select[Any], str], ...] = (
+    ("sum(entries) = granted - captured", _account_sums(), "entries {0}, account {1}"),
+    ("held = sum(open holds)", _held_sums(), "open holds {0}, account {1}"),
+    ("a captured hold has one entry of its units", _captured_holds(), "entry {0}, hold {1}"),
+    ("a capture entry has a captured hold", _stray_captures(), "entry {0}, hold {1}"),
+    ("nothing is negative", _negative_accounts(), "available {0}, held {1}"),
+    ("a hold's columns agree", _impossible_holds(), "units {0}, captured {1}"),
+)
+"""Name, rows that break it as (account, subject, two values), and how the values read."""
+
+
+async def run_audit(connection: AsyncConnection, overdue_before: datetime) -> AuditReport:
+    """Check everything on `connection`, which must be a snapshot."""
+    findings: list[Finding] = []
+    for invariant, query, reading in CHECKS:
+        findings += await _find(connection, invariant, query, reading)
+    overdue = await _find(
+        connection,
+        "an expired hold is swept",
+        select(holds.c.account_id, holds.c.id, holds.c.units, holds.c.expires_at).where(
+            holds.c.state == "open", holds.c.expires_at < overdue_before
+        ),
+        "{0} units since {1}",
+    )
+    sizes = [
+        (await connection.execute(select(func.count()).select_from(table))).scalar_one()
+        for table in (accounts, holds, entries)
+    ]
+    n_accounts, n_holds, n_entries = sizes
+    return AuditReport(
+        n_accounts, n_holds, n_entries, findings=tuple(findings), overdue=tuple(overdue)
+    )
+
+
+async def _find(
+    connection: AsyncConnection, invariant: str, query: Select[Any], reading: str
+) -> Sequence[Finding]:
+    rows = (await connection.execute(query.limit(FINDINGS_MAX))).all()
+    return [
+        Finding(invariant, str(account), str(subject), reading.format(*values))
+        for account, subject, *values in rows
+    ]

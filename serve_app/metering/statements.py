@@ -1,0 +1,150 @@
+"""The ledger's SQL on its hot path, built once. `sql` runs these; each says what it guarantees.
+
+Data flow: `tables` -> statements with named parameters -> `SqlLedger`. Must not import an engine.
+"""
+
+from sqlalchemy import BigInteger, and_, bindparam, insert, or_, select, update
+
+from serve_app.metering.tables import UNRELEASED, UtcDateTime, accounts, api_keys, entries, holds
+
+UNITS_MAX = 2**53 - 1
+"""Most units that an account may be granted or a job cost: JSON readers count no further exactly.
+
+Far below a BIGINT, so that no sum inside the database can overflow.
+"""
+
+REQUEST_COLUMNS = (
+    "account_id",
+    "key_id",
+    "idempotency_key",
+    "request_id",
+    "model",
+    "n",
+    "width",
+    "height",
+    "steps",
+    "units",
+)
+"""Columns of `holds` that a `HoldRequest` has under the same name."""
+
+_available = (accounts.c.granted - accounts.c.captured - accounts.c.held).label("available")
+_now = bindparam("now", type_=UtcDateTime)
+_take = bindparam("take", type_=BigInteger)
+_charge = bindparam("charge", type_=BigInteger)
+_give_back = bindparam("give_back", type_=BigInteger)
+
+_live_key = and_(
+    api_keys.c.id == bindparam("key_id"),
+    api_keys.c.account_id == bindparam("account_id"),
+    api_keys.c.revoked_at.is_(None),
+    or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > _now),
+)
+
+FIND_KEY = (
+    select(
+        api_keys.c.id,
+        api_keys.c.sha256,
+        api_keys.c.scopes,
+        api_keys.c.rpm,
+        api_keys.c.expires_at,
+        api_keys.c.revoked_at,
+        accounts.c.id.label("account_id"),
+        accounts.c.name,
+        accounts.c.disabled_at,
+    )
+    .join(accounts, accounts.c.id == api_keys.c.account_id)
+    .where(api_keys.c.sha256 == bindparam("sha256"))
+)
+
+RESERVE = (
+    update(accounts)
+    .where(
+        accounts.c.id == bindparam("account_id"),
+        accounts.c.disabled_at.is_(None),
+        accounts.c.granted - accounts.c.captured - accounts.c.held >= _take,
+        select(api_keys.c.id).where(_live_key).exists(),
+    )
+    .values(held=accounts.c.held + _take)
+    .returning(_available)
+)
+"""No row: nothing was reserved. The check and the spending are one statement."""
+
+KEY_IS_LIVE = (
+    select(api_keys.c.id)
+    .join(accounts, accounts.c.id == api_keys.c.account_id)
+    .where(_live_key, accounts.c.disabled_at.is_(None))
+)
+
+INSERT_HOLD = insert(holds)
+INSERT_ENTRY = insert(entries)
+
+TOUCH_KEY = (
+    update(api_keys)
+    .where(
+        api_keys.c.id == bindparam("key_id"),
+        or_(
+            api_keys.c.last_used_at.is_(None),
+            api_keys.c.last_used_at <= bindparam("before", type_=UtcDateTime),
+        ),
+    )
+    .values(last_used_at=_now)
+)
+
+RESOLVE = (
+    update(holds)
+    .where(holds.c.id == bindparam("hold_id"), holds.c.state == "open", holds.c.units >= _charge)
+    .values(state=bindparam("to"), captured_units=_charge, resolved_at=_now)
+    .returning(holds.c.account_id, holds.c.units)
+)
+"""No row: the hold was resolved before. Of any number of racers exactly one gets the row."""
+
+EXPIRE = RESOLVE.where(holds.c.expires_at <= _now)
+"""The sweep chose the hold by an earlier read; time is checked again where it counts."""
+
+SETTLE = (
+    update(accounts)
+    .where(accounts.c.id == bindparam("account_id"))
+    .values(held=accounts.c.held - _give_back, captured=accounts.c.captured + _charge)
+    .returning(_available)
+)
+"""Follows RESOLVE in its SQL transaction, so a hold leaves `held` exactly once."""
+
+OUTCOME = (
+    select(holds.c.state, holds.c.captured_units, _available)
+    .join(accounts, accounts.c.id == holds.c.account_id)
+    .where(holds.c.id == bindparam("hold_id"))
+)
+
+OVERDUE = (
+    select(holds.c.id)
+    .where(holds.c.state == "open", holds.c.expires_at <= _now)
+    .order_by(holds.c.expires_at)
+    .limit(bindparam("most"))
+)
+
+FIND_HOLD = select(
+    holds.c.id,
+    holds.c.request_id,
+    holds.c.model,
+    holds.c.n,
+    holds.c.width,
+    holds.c.height,
+    holds.c.steps,
+    holds.c.units,
+    holds.c.captured_units,
+    holds.c.state,
+    holds.c.created_at,
+    holds.c.expires_at,
+    holds.c.resolved_at,
+).where(
+    holds.c.account_id == bindparam("account_id"),
+    holds.c.idempotency_key == bindparam("idempotency_key"),
+    UNRELEASED,
+)
+
+BALANCE = select(
+    accounts.c.id, accounts.c.name, accounts.c.granted, accounts.c.captured, accounts.c.held
+).where(accounts.c.id == bindparam("account_id"))
+
+ANY_ACCOUNT = select(accounts.c.id).limit(1)
+"""Fails unless the tables exist; for readiness."""

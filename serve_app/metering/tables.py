@@ -1,0 +1,152 @@
+"""The ledger's four tables, as SQLAlchemy Core. `migrations/` makes them; a test holds both equal.
+
+Data flow: `sql`, `admin` and `audit` build their statements from these. Uses nothing that
+PostgreSQL or SQLite lacks. The CHECK constraints repeat what the statements guarantee, so that no
+bug, script or console session can overdraw an account. Must not import an engine or a config.
+"""
+
+from datetime import UTC, datetime
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    text,
+)
+
+from serve_app.metering.types import IDEMPOTENCY_KEY_CHARS_MAX, TEXT_CHARS_MAX
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Aware datetimes in and out, in UTC. SQLite has no time zones, so there it is kept bare."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("the ledger takes no datetime without a time zone")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+
+ID_CHARS = 40
+NAME_CHARS_MAX = 200
+
+UNRELEASED = text("state IN ('open', 'captured')")
+"""Holds that own their idempotency key. Expiry is a release by the clock: it frees the key too."""
+OPEN = text("state = 'open'")
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("id", String(ID_CHARS), primary_key=True),
+    Column("name", String(NAME_CHARS_MAX), nullable=False, unique=True),
+    Column("granted", BigInteger, nullable=False),
+    Column("captured", BigInteger, nullable=False),
+    Column("held", BigInteger, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("disabled_at", UtcDateTime),
+    CheckConstraint("granted >= 0", name="granted"),
+    CheckConstraint("captured >= 0", name="captured"),
+    CheckConstraint("held >= 0", name="held"),
+    CheckConstraint("granted - captured - held >= 0", name="available"),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(ID_CHARS), primary_key=True),
+    Column("account_id", ForeignKey("accounts.id"), nullable=False),
+    Column("prefix", String(16), nullable=False),
+    Column("sha256", String(64), nullable=False, unique=True),
+    Column("scopes", String(TEXT_CHARS_MAX), nullable=False),
+    Column("rpm", Integer),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+    Column("last_used_at", UtcDateTime),
+    CheckConstraint("rpm IS NULL OR rpm > 0", name="rpm"),
+    Index("ix_api_keys_account_id", "account_id"),
+)
+
+holds = Table(
+    "holds",
+    metadata,
+    Column("id", String(ID_CHARS), primary_key=True),
+    Column("account_id", ForeignKey("accounts.id"), nullable=False),
+    Column("key_id", ForeignKey("api_keys.id"), nullable=False),
+    Column("idempotency_key", String(IDEMPOTENCY_KEY_CHARS_MAX)),
+    Column("request_id", String(TEXT_CHARS_MAX), nullable=False),
+    Column("model", String(TEXT_CHARS_MAX), nullable=False),
+    Column("n", Integer, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("steps", Integer, nullable=False),
+    Column("units", BigInteger, nullable=False),
+    Column("captured_units", BigInteger, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Column("resolved_at", UtcDateTime),
+    CheckConstraint("units > 0", name="units"),
+    CheckConstraint("captured_units >= 0 AND captured_units <= units", name="captured_units"),
+    CheckConstraint("state IN ('open', 'captured', 'released', 'expired')", name="state"),
+    CheckConstraint("(state = 'captured') = (captured_units > 0)", name="charged"),
+    CheckConstraint("(state = 'open') = (resolved_at IS NULL)", name="resolved"),
+    Index(
+        "uq_holds_idempotency_key",
+        "account_id",
+        "idempotency_key",
+        unique=True,
+        sqlite_where=UNRELEASED,
+        postgresql_where=UNRELEASED,
+    ),
+    Index("ix_holds_open", "expires_at", sqlite_where=OPEN, postgresql_where=OPEN),
+    Index("ix_holds_account_id", "account_id"),
+)
+
+entries = Table(
+    "entries",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("account_id", ForeignKey("accounts.id"), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("units", BigInteger, nullable=False),
+    Column("hold_id", ForeignKey("holds.id")),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("memo", Text, nullable=False),
+    CheckConstraint(
+        "(kind = 'grant' AND units > 0 AND hold_id IS NULL)"
+        " OR (kind = 'capture' AND units < 0 AND hold_id IS NOT NULL)",
+        name="kind",
+    ),
+    Index("ix_entries_account_id", "account_id"),
+    Index("uq_entries_hold_id", "hold_id", unique=True),
+)
