@@ -1,7 +1,7 @@
 """Pixels to files: PNG, JPEG and WebP.
 
-Data flow: [height, width, 3] uint8 RGB -> bytes. Runs on the threads of the image pool; holds no
-state. Must not import torch.
+Data flow: [height, width, 3] uint8 RGB -> bytes. Runs on the threads of the image pool, holds no
+state and leaves the GIL free for nearly all of its time. Must not import torch.
 """
 
 import io
@@ -10,17 +10,28 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from serve_app.engine import png
 from serve_app.engine.job import OutputFormat
+
+WEBP_METHOD = 2  # 0 fastest to 6 smallest; Pillow's 4 takes up to twice as long for 3% at most
 
 
 def encode(
     pixels: npt.NDArray[np.uint8], output_format: OutputFormat, compression: int = 100
 ) -> bytes:
-    """Encode one image."""
-    image = Image.fromarray(pixels)
-    out = io.BytesIO()
+    """Encode one image.
+
+    Args:
+        pixels: [height, width, 3], RGB.
+        output_format: `png` is lossless.
+        compression: 0 to 100, quality of JPEG and WebP; PNG ignores it.
+    """
     if output_format == "png":
-        image.save(out, "PNG", compress_level=1)
+        return png.encode(pixels)
+    out = io.BytesIO()
+    image = Image.fromarray(pixels)
+    if output_format == "jpeg":
+        image.save(out, "JPEG", quality=compression)
     else:
-        image.save(out, output_format.upper(), quality=compression)
+        image.save(out, "WEBP", quality=compression, method=WEBP_METHOD)
     return out.getvalue()
