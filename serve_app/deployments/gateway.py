@@ -32,12 +32,15 @@ ABLE_STATES = frozenset({"HEALTHY", "UPSCALING", "DOWNSCALING", "AUTOSCALING"})
 
 
 class _Gateway:
-    async def __init__(self, config: AppConfig, models: dict[str, DeploymentHandle]) -> None:
+    # Serve awaits an async constructor; mypy knows only Python's own rule.
+    async def __init__(  # type: ignore[misc]
+        self, config: AppConfig, models: dict[str, DeploymentHandle]
+    ) -> None:
         configure_logging()
         self.config = config
         self.ledger = await SqlLedger.open(config.ledger)
         if config.development is not None:
-            await self.ledger.ensure_development(config.development)
+            await self.ledger.admin.ensure_development(config.development)
         store = None
         if config.store is not None:
             store = ImageStore.open(config.store, config.public_url)

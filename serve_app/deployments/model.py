@@ -7,16 +7,18 @@ the replica's loop stays free: a blocked loop fails its health check and is kill
 
 import asyncio
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from ray import serve
 
 from serve_app.config import BatchingConfig, ModelConfig
-from serve_app.engine.engine import Engine, PromptEmbedding
 from serve_app.engine.job import EngineStats, GenerationJob, GenerationResult
 from serve_app.errors import ConfigError
 from serve_app.observability import configure_logging
+
+if TYPE_CHECKING:
+    from serve_app.engine.text import PromptEmbedding
 
 logger = logging.getLogger("flux_serve.model")
 
@@ -25,7 +27,11 @@ DRAIN_S = 20.0
 
 
 class FluxModel:
-    async def __init__(self, config: ModelConfig) -> None:
+    # Serve awaits an async constructor; mypy knows only Python's own rule.
+    async def __init__(self, config: ModelConfig) -> None:  # type: ignore[misc]
+        # Torch loads here and not above: building the graph and the gateway must not wait for it.
+        from serve_app.engine.engine import Engine
+
         configure_logging()
         self.config = config
         self._apply(config.batching)
@@ -49,8 +55,8 @@ class FluxModel:
         embedding = await self._encode(job.prompt)
         return await self.engine.generate(job, embedding)
 
-    @serve.batch
-    async def _encode(self, prompts: list[str]) -> list[PromptEmbedding]:
+    @serve.batch  # type: ignore[untyped-decorator]
+    async def _encode(self, prompts: list[str]) -> "list[PromptEmbedding]":
         return await self.engine.encode_prompts(prompts)
 
     async def stats(self) -> EngineStats:
@@ -60,7 +66,8 @@ class FluxModel:
         """Raise when the device thread is dead or stuck; Serve then replaces the replica."""
         self.engine.check()
 
-    def __del__(self) -> None:
+    async def __del__(self) -> None:
+        """Serve awaits this once the replica has drained its requests."""
         engine = getattr(self, "engine", None)  # absent when loading failed
         if engine is not None:
-            engine.close(drain_s=DRAIN_S)
+            await engine.close(DRAIN_S)

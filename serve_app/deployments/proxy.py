@@ -7,12 +7,13 @@ files set through `controller_options`. The proxy process imports this: no torch
 
 from collections.abc import Iterable
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import AppError, DeadlineExceeded, Unavailable
 from serve_app.ingress.errors import error_response
+from serve_app.ingress.middleware import request_id_from
 
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 CALLBACK_PATH = "serve_app.deployments.proxy.middlewares"
@@ -27,6 +28,7 @@ CONTROL_HEADERS = frozenset(
         b"x-session-id",  # would steer which replica serves a request
     }
 )
+REPLACED_HEADERS = CONTROL_HEADERS | {b"x-request-id"}
 
 
 def middlewares() -> Iterable[Middleware]:
@@ -44,17 +46,26 @@ class ProxyGuard:
         if scope["type"] != "http" or scope["path"] in SYSTEM_ROUTES:
             await self.app(scope, receive, send)
             return
-        kept = [pair for pair in scope["headers"] if pair[0].lower() not in CONTROL_HEADERS]
+        request_id = request_id_from(Headers(scope=scope).get("x-request-id"))
+        kept = [pair for pair in scope["headers"] if pair[0].lower() not in REPLACED_HEADERS]
+        kept.append((b"x-request-id", request_id.encode("ascii")))
         scope = {**scope, "headers": kept}
         replaced = False
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                # Serve's proxy and the gateway each add one: leave exactly one.
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
 
         async def send_guarded(message: Message) -> None:
             nonlocal replaced
             if message["type"] == "http.response.start" and _is_serves_own(message):
                 replaced = True
-                await error_response(_translate(message["status"]))(scope, receive, send)
+                error = _translate(message["status"])
+                await error_response(error)(scope, receive, send_with_id)
             elif not replaced:
-                await send(message)
+                await send_with_id(message)
 
         await self.app(scope, receive, send_guarded)
 

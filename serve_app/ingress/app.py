@@ -7,7 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from serve_app.errors import AppError
-from serve_app.ingress.errors import on_app_error, on_http_exception
+from serve_app.ingress.errors import on_app_error, on_http_exception, on_unexpected
 from serve_app.ingress.middleware import RequestEnvelope
 from serve_app.ingress.routes import Api
 from serve_app.service import ImageService
@@ -16,12 +16,16 @@ from serve_app.service import ImageService
 def create_app(service: ImageService, models_ready: Callable[[], Awaitable[bool]]) -> ASGIApp:
     """The whole HTTP surface over a service.
 
-    The envelope lies outside Starlette: its own catch-all answers in plain text.
+    The envelope lies outside Starlette, so that it sees every reply and every failure.
     """
     api = Api(service, models_ready)
     app = Starlette(
         routes=api.routes(),
-        exception_handlers={AppError: on_app_error, HTTPException: on_http_exception},
+        exception_handlers={
+            AppError: on_app_error,
+            HTTPException: on_http_exception,
+            Exception: on_unexpected,
+        },
     )
     app.router.redirect_slashes = False  # a redirect would drop the body of a POST
     return RequestEnvelope(app)

@@ -31,6 +31,11 @@ async def on_app_error(request: Request, exc: Exception) -> Response:
     return error_response(exc)
 
 
+async def on_unexpected(request: Request, exc: Exception) -> Response:
+    """Anything else: an opaque 500. Starlette raises it on, so the envelope logs it."""
+    return error_response(AppError())
+
+
 async def on_http_exception(request: Request, exc: Exception) -> Response:
     """Starlette's router knows two failures of its own: no such path, no such method."""
     assert isinstance(exc, HTTPException)

@@ -42,10 +42,10 @@ class RequestEnvelope:
         started = time.perf_counter()
         request_id = request_id_from(Headers(scope=scope).get("x-request-id"))
         scope.setdefault("state", {})["request_id"] = request_id
-        status = 0
+        status, complete = 0, False
 
         async def send_wrapped(message: Message) -> None:
-            nonlocal status
+            nonlocal status, complete
             if message["type"] == "http.response.start":
                 status = message["status"]
                 elapsed_ms = int((time.perf_counter() - started) * 1000)
@@ -53,6 +53,8 @@ class RequestEnvelope:
                 headers["x-request-id"] = request_id
                 headers["openai-processing-ms"] = str(elapsed_ms)
                 headers["x-content-type-options"] = "nosniff"
+            elif message["type"] == "http.response.body":
+                complete = not message.get("more_body", False)
             await send(message)
 
         with bind_request_id(request_id):
@@ -60,9 +62,10 @@ class RequestEnvelope:
                 await self.app(scope, receive, send_wrapped)
             except Exception:
                 logger.exception("unexpected failure")
-                if status:
+                if status and not complete:
                     raise  # the reply has begun: only breaking it off tells the client
-                await error_response(AppError())(scope, receive, send_wrapped)
+                if not status:
+                    await error_response(AppError())(scope, receive, send_wrapped)
             finally:
                 elapsed_ms = int((time.perf_counter() - started) * 1000)
                 shown = status or "cancelled"

@@ -1,0 +1,55 @@
+# Every target sets up what it needs; `make` alone lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TEST_STAMP := $(VENV)/.installed-test
+SERVE_CONFIG ?= configs/local.yaml
+
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flux-serve needs Python 3.11 or newer; set PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# torch first: where a CPU build is offered, nothing else may pull the CUDA one
+	$(BIN)/python -m pip install --quiet 'torch==2.13.*'
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(TEST_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+setup: $(STAMP) ## Create .venv and install
+
+run: setup ## Install and serve configs/local.yaml on 127.0.0.1:8000
+	$(BIN)/flux-serve serve $(SERVE_CONFIG)
+
+test: $(TEST_STAMP) ## Run every test that needs no GPU
+	$(BIN)/python -m pytest -m 'not gpu and not serve' -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m 'serve and not gpu'
+
+test-gpu: $(TEST_STAMP) ## Run the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+check: $(TEST_STAMP) ## Lint, types, layers, tidiness
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/test_tidy.py
+
+fix: $(TEST_STAMP) ## Format and apply safe fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(TEST_STAMP) ## Run the quick benchmarks
+	$(BIN)/python -m benchmarks.codec --quick
+
+clean: ## Remove caches and build output; keeps .venv and data
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build *.egg-info
+
+.PHONY: help setup run test test-gpu check fix bench clean

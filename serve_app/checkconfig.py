@@ -1,0 +1,151 @@
+"""What a Serve config file must satisfy before it is served: `flux-serve check-config FILE`.
+
+Data flow: YAML -> Serve's own schema, with unknown keys refused (Serve ignores them silently) ->
+`AppConfig` of each application -> rules that span both. Returns problems as sentences, never raises
+for a bad file.
+"""
+
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.schema import ServeDeploySchema
+
+from serve_app.config import AppConfig, BatchingConfig
+from serve_app.deployments.proxy import CALLBACK_PATH, CALLBACK_VARIABLE
+from serve_app.errors import ConfigError
+from serve_app.loopback import is_loopback
+
+BUILDER = "serve_app.graph:build"
+# Serve types these as plain dicts in its schema, yet reads them as the classes.
+_TYPED_DICTS: dict[str, type[BaseModel]] = {
+    "autoscaling_config": AutoscalingConfig,
+    "request_router_config": RequestRouterConfig,
+}
+_FREE_FORM = frozenset({"args", "user_config", "env_vars", "runtime_env"})
+"""Keys whose contents Serve does not define; the first two are checked by our own types."""
+
+
+def load_app_config(path: Path) -> AppConfig:
+    """The configuration of the file's flux-serve application, or `ConfigError`."""
+    for application in _read(path).get("applications") or []:
+        if isinstance(application, dict) and application.get("import_path") == BUILDER:
+            try:
+                return AppConfig.model_validate(application.get("args") or {})
+            except ValidationError as exc:
+                raise ConfigError(f"{path}: {'; '.join(_sentences('args', exc))}") from exc
+    raise ConfigError(f"{path}: no application has import_path {BUILDER}")
+
+
+def check_config_file(path: Path) -> list[str]:
+    """Every problem of a config file; an empty list means that it can be served."""
+    try:
+        data = _read(path)
+        unknown = _unknown_keys(data, ServeDeploySchema, "")
+        schema = ServeDeploySchema.model_validate(data)
+    except ConfigError as exc:
+        return [str(exc)]
+    except ValidationError as exc:
+        return unknown + _sentences("", exc)
+    problems = unknown + _proxy_problems(data)
+    for index, application in enumerate(schema.applications):
+        where = f"applications[{index}]"
+        if application.import_path != BUILDER:
+            continue
+        try:
+            config = AppConfig.model_validate(application.args)
+        except ValidationError as exc:
+            problems += _sentences(f"{where}.args", exc)
+            continue
+        problems += _development_problems(config, schema.http_options.host)
+        problems += _deployment_problems(config, data["applications"][index], where)
+    return problems
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+        raise ConfigError(f"{path}: cannot be read as YAML: {exc}") from exc
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: must be a mapping with 'applications'")
+    return data
+
+
+def _sentences(where: str, exc: ValidationError) -> list[str]:
+    found = []
+    for error in exc.errors(include_url=False, include_input=False):
+        path = ".".join(str(part) for part in (where, *error["loc"]) if part != "")
+        found.append(f"{path}: {error['msg']}")
+    return found
+
+
+def _unknown_keys(data: Any, model: type[BaseModel], where: str) -> list[str]:
+    """Keys that Serve's schema does not know, recursively."""
+    if not isinstance(data, dict):
+        return []
+    problems: list[str] = []
+    for key, value in data.items():
+        path = f"{where}.{key}" if where else str(key)
+        if key not in model.model_fields:
+            problems.append(f"{path}: unknown key (Serve would ignore it)")
+            continue
+        if key in _FREE_FORM:
+            continue
+        inner = _TYPED_DICTS.get(key) or _model_in(model.model_fields[key].annotation)
+        if inner is None:
+            continue
+        items = enumerate(value) if isinstance(value, list) else [(None, value)]
+        for index, item in items:
+            problems += _unknown_keys(item, inner, path if index is None else f"{path}[{index}]")
+    return problems
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The pydantic class inside `X`, `Optional[X]` or `list[X]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, UnionType, list):
+        for part in get_args(annotation):
+            if (found := _model_in(part)) is not None:
+                return found
+    return None
+
+
+def _proxy_problems(data: dict[str, Any]) -> list[str]:
+    """Without the guard, Serve's own failures would reach clients as plain text."""
+    options = data.get("controller_options") or {}
+    variables = (options.get("runtime_env") or {}).get("env_vars") or {}
+    if variables.get(CALLBACK_VARIABLE) == CALLBACK_PATH:
+        return []
+    where = f"controller_options.runtime_env.env_vars.{CALLBACK_VARIABLE}"
+    return [f"{where}: must be {CALLBACK_PATH}"]
+
+
+def _development_problems(config: AppConfig, host: str | None) -> list[str]:
+    if config.development is None or is_loopback(host):
+        return []
+    return [
+        "args.development: a development key needs http_options.host on loopback "
+        f"(127.0.0.1), not {host!r}"
+    ]
+
+
+def _deployment_problems(config: AppConfig, application: dict[str, Any], where: str) -> list[str]:
+    models = {model.deployment_name for model in config.models}
+    problems: list[str] = []
+    for index, deployment in enumerate(application.get("deployments") or []):
+        path = f"{where}.deployments[{index}]"
+        name = deployment.get("name")
+        if name not in models | {"Gateway"}:
+            known = ", ".join(sorted(models | {"Gateway"}))
+            problems.append(f"{path}.name: no deployment {name!r}; there are {known}")
+        if name in models and deployment.get("user_config") is not None:
+            try:
+                BatchingConfig.model_validate(deployment["user_config"])
+            except ValidationError as exc:
+                problems += _sentences(f"{path}.user_config", exc)
+    return problems

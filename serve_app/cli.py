@@ -1,0 +1,69 @@
+"""`flux-serve`: the operator's command line.
+
+Data flow: `pyproject` script -> `main` -> `serve_app.commands` -> metering. Importing this module
+imports neither ray, torch nor sqlalchemy: a command loads what it needs when it runs.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from serve_app import __version__
+from serve_app.commands import accounts, keys, ledger
+from serve_app.commands.support import CommandGroup
+
+app = typer.Typer(
+    name="flux-serve",
+    cls=CommandGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # its tracebacks print local variables, secrets included
+    help="Run and administer flux-serve: accounts, API keys, compute units, configuration.",
+)
+app.add_typer(accounts.app, name="accounts")
+app.add_typer(keys.app, name="keys")
+app.command(epilog="Example: flux-serve grant alice 100_000_000 --memo 'invoice 17'")(ledger.grant)
+app.command(epilog="Example: flux-serve audit -c configs/local.yaml")(ledger.audit)
+app.add_typer(ledger.db, name="db")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"flux-serve {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("check-config", epilog="Example: flux-serve check-config configs/gpu.yaml")
+def check_config(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A Serve config file.")],
+) -> None:
+    """Find what is wrong with a config file; unknown keys, too, which Serve would ignore."""
+    from serve_app.checkconfig import check_config_file
+
+    problems = check_config_file(file)
+    for problem in problems:
+        typer.echo(problem, err=True)
+    if problems:
+        raise typer.Exit(1)
+    typer.echo(f"{file}: ok")
+
+
+def main() -> None:
+    """The `flux-serve` script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
