@@ -1,0 +1,75 @@
+"""What tests of the ledger share: a clock, many ledgers on one database, a paying customer."""
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+
+from serve_app.config import LedgerConfig
+from serve_app.metering.database import Database
+from serve_app.metering.sql import SqlLedger
+from serve_app.metering.types import HoldRequest, Principal
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+TTL_S = 900.0
+
+
+@dataclass
+class Clock:
+    """Time that passes only when a test says so."""
+
+    now: datetime = START
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+@dataclass
+class Bench:
+    """A database, and as many independent ledgers on it as a test wants."""
+
+    config: LedgerConfig
+    clock: Clock = field(default_factory=Clock)
+    ledgers: list[SqlLedger] = field(default_factory=list)
+
+    def ledger(self, **changes: object) -> SqlLedger:
+        """One more ledger with connections of its own: what another replica would have."""
+        database = Database(self.config.model_copy(update=changes))
+        self.ledgers.append(SqlLedger(database, self.clock))
+        return self.ledgers[-1]
+
+    async def close(self) -> None:
+        for ledger in self.ledgers:
+            await ledger.close()
+
+
+@dataclass(frozen=True)
+class Customer:
+    """An account with units and one key."""
+
+    principal: Principal
+    secret: str
+
+    def job(self, units: int = 4, **changes: object) -> HoldRequest:
+        request = HoldRequest(
+            account_id=self.principal.account_id,
+            key_id=self.principal.key_id,
+            request_id="req-1",
+            model="flux-mini",
+            n=1,
+            width=2,
+            height=2,
+            steps=4,
+            units=units,
+            ttl_s=TTL_S,
+        )
+        return replace(request, **changes)  # type: ignore[arg-type]
+
+
+async def make_customer(ledger: SqlLedger, units: int = 100, name: str = "alice") -> Customer:
+    await ledger.admin.create_account(name)
+    if units:
+        await ledger.admin.grant(name, units)
+    made = await ledger.admin.create_key(name)
+    return Customer(await ledger.authenticate(made.secret), made.secret)

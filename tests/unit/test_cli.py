@@ -1,0 +1,241 @@
+"""`flux-serve` as an operator types it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from serve_app import __version__
+from serve_app.cli import app
+
+COMMANDS = [
+    ["accounts", "create"],
+    ["accounts", "list"],
+    ["accounts", "show"],
+    ["accounts", "disable"],
+    ["accounts", "enable"],
+    ["keys", "create"],
+    ["keys", "list"],
+    ["keys", "revoke"],
+    ["grant"],
+    ["audit"],
+    ["db", "upgrade"],
+    ["check-config"],
+]
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite+aiosqlite:///{tmp_path}/ledger.db"
+
+
+@pytest.fixture
+def run(url):
+    """Run a command on a ledger that has its tables."""
+
+    def invoke(*arguments, code=0):
+        result = CliRunner().invoke(app, [*arguments, "--ledger-url", url])
+        assert result.exit_code == code, result.output
+        return result
+
+    invoke("db", "upgrade")
+    return invoke
+
+
+def run_json(run, *arguments, code=0):
+    return json.loads(run(*arguments, "--json", code=code).stdout)
+
+
+def test_importing_the_cli_loads_nothing_heavy():
+    script = (
+        "import sys, serve_app.cli\n"
+        "heavy = {'ray', 'torch', 'sqlalchemy', 'alembic', 'diffusers', 'starlette'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_version_is_the_packages():
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.output.strip()) == (0, f"flux-serve {__version__}")
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_explains_itself_with_an_example(command):
+    result = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    assert f"Example: flux-serve {' '.join(command)}" in result.output
+
+
+def test_an_account_goes_from_nothing_to_a_working_key(run):
+    created = run_json(run, "accounts", "create", "alice")
+    assert created["available"] == 0
+    granted = run_json(run, "grant", "alice", "1_000_000", "--memo", "trial")
+    assert (granted["id"], granted["available"]) == (created["id"], 1_000_000)
+    key = run_json(run, "keys", "create", "alice", "--rpm", "60", "--expires-at", "2100-01-31")
+    assert key["secret"].startswith(key["prefix"])
+    assert (key["rpm"], key["expires_at"]) == (60, "2100-01-31T00:00:00+00:00")
+    assert key["scopes"] == ["images"]
+    (listed,) = run_json(run, "keys", "list", "alice")
+    assert listed["id"] == key["id"]
+    assert "secret" not in listed
+    assert "sha256" not in listed
+    revoked = run_json(run, "keys", "revoke", key["id"])
+    assert revoked["revoked_at"] is not None
+    assert run_json(run, "accounts", "show", "alice")["granted"] == 1_000_000
+    assert run_json(run, "audit")["balanced"] is True
+
+
+def test_a_new_secret_stands_alone_on_stdout_for_scripts(run):
+    run("accounts", "create", "alice")
+    result = run("keys", "create", "alice", "--scope", "images", "--scope", "admin")
+    (line,) = result.stdout.splitlines()
+    assert line.startswith("sk-")
+    assert "not shown again" in result.stderr
+
+
+def test_tables_are_readable(run):
+    run("accounts", "create", "alice")
+    run("grant", "alice", "1234567")
+    run("keys", "create", "alice")
+    header, row = run("accounts", "list").stdout.splitlines()
+    assert header.split() == ["ID", "NAME", "GRANTED", "CAPTURED", "HELD", "AVAILABLE", "DISABLED"]
+    assert row.split()[1:] == ["alice", "1,234,567", "0", "0", "1,234,567", "-"]
+    assert "sk-" in run("keys", "list").stdout
+    assert run("audit").stdout.startswith("balanced: 1 accounts")
+
+
+def test_an_empty_listing_is_a_header_or_an_empty_list(run):
+    assert len(run("accounts", "list").stdout.splitlines()) == 1
+    assert run_json(run, "accounts", "list") == []
+
+
+def test_an_account_can_be_disabled_and_enabled(run):
+    run("accounts", "create", "alice")
+    assert run_json(run, "accounts", "disable", "alice")["disabled_at"] is not None
+    assert run_json(run, "accounts", "enable", "alice")["disabled_at"] is None
+
+
+def test_an_upgrade_says_where_the_ledger_stands(run, tmp_path, url):
+    assert "already at revision" in run("db", "upgrade").stdout
+    fresh = f"sqlite:///{tmp_path}/other.db"
+    result = CliRunner().invoke(app, ["db", "upgrade", "--json", "--ledger-url", fresh])
+    moved = json.loads(result.stdout)
+    assert moved["from"] is None
+    assert moved["to"]
+
+
+def test_an_audit_of_broken_books_fails(run, tmp_path):
+    import sqlite3
+
+    run("accounts", "create", "alice")
+    run("grant", "alice", "10")
+    connection = sqlite3.connect(tmp_path / "ledger.db")
+    connection.execute("UPDATE accounts SET captured = 3")
+    connection.commit()
+    connection.close()
+    result = run("audit", code=1)
+    assert "NOT BALANCED" in result.stdout
+    assert "sum(entries) = granted - captured" in result.stdout
+    assert run_json(run, "audit", code=1)["balanced"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["accounts", "show", "nobody"], "no account 'nobody'"),
+        (["accounts", "create", "alice"], "already an account"),
+        (["grant", "alice", "0"], "from 1 to"),
+        (["keys", "create", "alice", "--scope", "everything"], "Scopes are"),
+        (["keys", "create", "alice", "--expires-at", "soon"], "--expires-at"),
+        (["keys", "create", "alice", "--expires-at", "2001-01-01"], "in the future"),
+        (["keys", "revoke", "key_x"], "no key 'key_x'"),
+        (["audit", "--config", "x.yaml"], "not both"),
+    ],
+)
+def test_an_expected_failure_is_one_line(run, arguments, words):
+    run("accounts", "create", "alice")
+    result = run(*arguments, code=1)
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("sqlite:///{folder}/new.db", "flux-serve db upgrade"),
+        ("sqlite:///{folder}", "unable to open database file"),
+        ("sqlite://", "needs a file"),
+        ("sqlite:///${{NOT_SET_ANYWHERE}}", "NOT_SET_ANYWHERE"),
+        ("nonsense", "not a database URL"),
+    ],
+)
+def test_a_ledger_that_cannot_be_used_says_what_to_do(tmp_path, url, words):
+    address = url.format(folder=tmp_path)
+    result = CliRunner().invoke(app, ["accounts", "list", "--ledger-url", address])
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert words in line
+
+
+def test_without_a_ledger_the_options_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["accounts", "list"])
+    assert result.exit_code == 1
+    assert "--ledger-url" in result.stderr
+
+
+CONFIG = """
+applications:
+  - name: flux-serve
+    import_path: serve_app.graph:build
+    args:
+      models: [{{id: flux-mini}}]
+      ledger: {{url: "sqlite:///{folder}/configured.db", migrate_on_start: {migrate}}}
+"""
+
+
+def flux_serve(*arguments, cwd):
+    """In a process of its own: reading a config file loads Ray."""
+    return subprocess.run(
+        [sys.executable, "-m", "serve_app.cli", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
+    )
+
+
+def test_the_ledger_of_a_config_file_is_used_and_migrated_when_it_says_so(tmp_path):
+    file = tmp_path / "serve.yaml"
+    file.write_text(CONFIG.format(folder=tmp_path, migrate="true"))
+    done = flux_serve("accounts", "create", "alice", "-c", "serve.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "configured.db").exists()
+
+
+def test_configs_local_yaml_is_the_default(tmp_path):
+    (tmp_path / "configs").mkdir()
+    file = tmp_path / "configs" / "local.yaml"
+    file.write_text(CONFIG.format(folder=tmp_path, migrate="false"))
+    done = flux_serve("accounts", "list", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "flux-serve db upgrade" in done.stderr
+
+
+def test_check_config_lists_every_problem(tmp_path):
+    file = tmp_path / "bad.yaml"
+    file.write_text("applications: [{name: a, import_path: 'serve_app.graph:build', argz: {}}]\n")
+    done = flux_serve("check-config", "bad.yaml", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "argz" in done.stderr
+    missing = flux_serve("audit", "-c", "missing.yaml", cwd=tmp_path)
+    assert missing.returncode == 1
+    assert missing.stderr.startswith("error: missing.yaml")
