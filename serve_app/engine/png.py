@@ -3,8 +3,9 @@
 Data flow: pixels -> row filter -> deflate (zlib-ng) -> three chunks. Pillow's default spends its
 time on trying filters byte by byte and on looking for matches that pictures seldom hold. Here
 numpy filters strips of rows that fit a core's cache, and what the Paeth filter leaves is almost
-noise, for which runs and Huffman codes (Z_RLE) are as good as a search. Flat pictures are the
-exception: their rows repeat, so they get the Up filter and a short search. Must not import torch.
+noise, for which runs and Huffman codes (Z_RLE) are as good as a search. Pictures that do repeat
+get a short search: flat ones after the cheaper Up filter, others (patterns that tile exactly) when
+it pays on a sample of their rows. Must not import torch.
 
 Format: https://www.w3.org/TR/png-3/ (sections 9 filtering, 10 compression, 11.2 chunks).
 """
@@ -23,7 +24,10 @@ CHANNELS = 3
 UP, PAETH = 2, 4  # filter types
 
 FLAT_SHARE = 0.1  # of bytes that differ from the row above: fewer make a picture flat
-FLAT_LEVEL = 4  # zlib-ng's first level with lazy matching: smaller than Pillow's 6 on flat shapes
+SEARCH_LEVEL = 4  # zlib-ng's first with lazy matching: about Pillow's size on flat shapes
+SEARCH_GAIN = 0.9  # of the size without: a search must save a tenth, for it takes twice as long
+SAMPLE_STRIPS = 3  # strips of rows that stand for the picture
+SAMPLE_STRIP_ROWS = 16  # enough to hold a pattern, few enough to cost a tenth of the whole
 RLE_LEVEL = 1  # with Z_RLE the level changes nothing but the time
 STRIP_BYTES = 128 * 1024  # of a strip of rows: it and seven buffers like it stay in a 1 MiB cache
 WINDOW_BITS = 15  # the 32 KiB window that PNG allows at most
@@ -46,8 +50,30 @@ def _compress(rows: Bytes2D) -> bytes:
     filtered = _filter_up(rows)
     changed = np.count_nonzero(filtered[1:, 1:])
     if changed < FLAT_SHARE * rows.size:
-        return _deflate(filtered, FLAT_LEVEL, zlib_ng.Z_DEFAULT_STRATEGY)
-    return _deflate(_filter_paeth(rows), RLE_LEVEL, zlib_ng.Z_RLE)
+        return _deflate_searching(filtered)
+    filtered = _filter_paeth(rows)
+    sample = _sample(filtered)
+    if len(_deflate_searching(sample)) < SEARCH_GAIN * len(_deflate_runs(sample)):
+        return _deflate_searching(filtered)
+    return _deflate_runs(filtered)
+
+
+def _sample(filtered: Bytes2D) -> Bytes2D:
+    """Strips of rows spread over the picture, or all of a small one."""
+    height = len(filtered)
+    if height <= SAMPLE_STRIPS * SAMPLE_STRIP_ROWS:
+        return filtered
+    gap = height // (SAMPLE_STRIPS + 1)
+    tops = range(gap, gap * SAMPLE_STRIPS + 1, gap)
+    return np.concatenate([filtered[top : top + SAMPLE_STRIP_ROWS] for top in tops])
+
+
+def _deflate_searching(filtered: Bytes2D) -> bytes:
+    return _deflate(filtered, SEARCH_LEVEL, zlib_ng.Z_DEFAULT_STRATEGY)
+
+
+def _deflate_runs(filtered: Bytes2D) -> bytes:
+    return _deflate(filtered, RLE_LEVEL, zlib_ng.Z_RLE)
 
 
 def _deflate(filtered: Bytes2D, level: int, strategy: int) -> bytes:
