@@ -9,10 +9,13 @@ from typing import Any
 
 from ray import serve
 from ray.serve.config import RequestRouterConfig
+from ray.serve.context import _get_global_client
 
 from serve_app.config import AppConfig, ModelConfig
 from serve_app.deployments.gateway import Gateway
 from serve_app.deployments.model import FluxModel
+from serve_app.errors import ConfigError
+from serve_app.loopback import is_loopback
 
 GATEWAY_MAX_ONGOING = 1000
 """Requests in a gateway: nearly all wait for pictures, and each costs little while waiting."""
@@ -28,7 +31,12 @@ GRACEFUL_SHUTDOWN_S = 120
 
 
 def build(args: AppConfig) -> serve.Application:
-    """The application that a Serve config file names in `import_path: serve_app.graph:build`."""
+    """The application that a Serve config file names in `import_path: serve_app.graph:build`.
+
+    Raises:
+        ConfigError: If the development key would be reachable from other machines.
+    """
+    refuse_development(args, serving_host())
     models = {model.id: _model(model) for model in args.models}
     gateway = Gateway.options(
         max_ongoing_requests=GATEWAY_MAX_ONGOING,
@@ -37,6 +45,23 @@ def build(args: AppConfig) -> serve.Application:
     )
     application: serve.Application = gateway.bind(args, models)
     return application
+
+
+def refuse_development(args: AppConfig, host: str | None) -> None:
+    """`check-config` says the same of a file; this also holds for a file that nobody checked.
+
+    A cluster listens where its first config file said, so the file of this application cannot tell.
+    """
+    if args.development is not None and host is not None and not is_loopback(host):
+        raise ConfigError(
+            f"args.development: a development key needs Serve on loopback, not on {host!r}"
+        )
+
+
+def serving_host() -> str | None:
+    """Where the running Serve listens; None outside one (`serve build`, tests)."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return None if client is None else client.http_config.host
 
 
 def _model(model: ModelConfig) -> serve.Application:
