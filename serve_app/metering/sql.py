@@ -209,7 +209,7 @@ class SqlLedger:
         now = self._clock()
         row = (
             await connection.execute(
-                sql.EXPIRE if state is HoldState.EXPIRED else sql.RESOLVE,
+                sql.RESOLVE,
                 {"hold_id": hold_id, "to": state.value, "charge": units, "now": now},
             )
         ).one_or_none()

@@ -98,9 +98,6 @@ RESOLVE = (
 )
 """No row: the hold was resolved before. Of any number of racers exactly one gets the row."""
 
-EXPIRE = RESOLVE.where(holds.c.expires_at <= _now)
-"""The sweep chose the hold by an earlier read; time is checked again where it counts."""
-
 SETTLE = (
     update(accounts)
     .where(accounts.c.id == bindparam("account_id"))

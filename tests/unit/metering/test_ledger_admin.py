@@ -57,6 +57,19 @@ async def test_grants_add_up_and_are_entered(ledger):
     assert (report.entries, report.balanced) == (2, True)
 
 
+async def test_racing_grants_and_keys_all_land(bench, alice):
+    replicas = [bench.ledger() for _ in range(6)]
+    for _ in range(5):
+        await asyncio.gather(
+            *(ledger.admin.grant("alice", 1) for ledger in replicas),
+            *(ledger.admin.create_key("alice") for ledger in replicas),
+        )
+    account = await replicas[0].admin.show_account("alice")
+    assert account.balance.granted == 100 + 30
+    assert len(await replicas[0].admin.list_keys("alice")) == 1 + 30
+    assert (await replicas[0].admin.audit()).balanced
+
+
 @pytest.mark.parametrize("units", [0, -1, True, 1.5, UNITS_MAX + 1, 10**40])
 async def test_a_grant_is_a_positive_bounded_integer(ledger, alice, units):
     with pytest.raises(InvalidValue) as caught:
