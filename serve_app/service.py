@@ -12,7 +12,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from serve_app.config import AppConfig
@@ -97,10 +97,12 @@ class ImageService:
     def plan(self, request: ImageRequest) -> Plan:
         """Resolve a request against the catalogue, or raise the error that names its field."""
         plan = plan_job(request, self.catalogue, random_seed)
-        if self.store is None and plan.response_format == "url" and request.response_format:
+        if self.store is not None:
+            return plan
+        if request.response_format == "url":
             text = "This server keeps no images; ask for 'b64_json'."
             raise UnsupportedValue(text).at("response_format")
-        return plan
+        return replace(plan, response_format="b64_json")
 
     async def quote(self, principal: Principal, request: ImageRequest) -> Quote:
         """What a request would cost, and whether the account could hold it now."""
@@ -114,11 +116,11 @@ class ImageService:
         """Draw, store and charge; any failure after the hold charges nothing."""
         plan = self.plan(request)
         hold = await self.ledger.hold(self._hold_request(principal, plan, request_id))
-        stored: list[str] = []
+        stored: list[asyncio.Task[str]] = []
         capture: asyncio.Task[Resolution] | None = None
         try:
             async with asyncio.timeout(self.config.limits.request_timeout_s):
-                images = await self._draw(principal, plan, request_id, stored)
+                images = await self._draw(principal, plan, hold, stored)
             capture = self._in_background(self._capture(hold, plan))
             resolution = await asyncio.shield(capture)
         except BaseException as exc:  # also CancelledError: a client that left is not charged
@@ -149,10 +151,11 @@ class ImageService:
         )
 
     async def _draw(
-        self, principal: Principal, plan: Plan, request_id: str, stored: list[str]
+        self, principal: Principal, plan: Plan, hold: Hold, stored: list[asyncio.Task[str]]
     ) -> tuple[Image, ...]:
         generator = self._generators[plan.model.config.id]
-        job = plan.job(request_id, principal.account_id, self.config.limits.request_timeout_s)
+        # The hold's id and not the request's: clients may choose that one, and choose it twice.
+        job = plan.job(hold.id, principal.account_id, self.config.limits.request_timeout_s)
         result = await generator.generate(job)
         if len(result.images) != plan.n:
             logger.error("model %s returned %d images", plan.model.config.id, len(result.images))
@@ -161,13 +164,16 @@ class ImageService:
             [await self._keep(image.image, image.seed, plan, stored) for image in result.images]
         )
 
-    async def _keep(self, data: bytes, seed: int, plan: Plan, stored: list[str]) -> Image:
+    async def _keep(
+        self, data: bytes, seed: int, plan: Plan, stored: list[asyncio.Task[str]]
+    ) -> Image:
         wants_base64 = plan.response_format == "b64_json"
         url = ""
         if self.store is not None:
-            image_id = await self.store.put(data, plan.output_format)
-            stored.append(image_id)
-            url = await self.store.url(image_id)
+            # Not cut short by a cancellation: a picture half stored could not be deleted.
+            put = self._in_background(self.store.put(data, plan.output_format))
+            stored.append(put)
+            url = await self.store.url(await asyncio.shield(put))
         encoded = base64.b64encode(data).decode("ascii") if wants_base64 else None
         return Image(url=url, b64_json=encoded, seed=seed)
 
@@ -179,7 +185,10 @@ class ImageService:
         return resolution
 
     async def _undo(
-        self, hold: Hold, stored: list[str], capture: asyncio.Task[Resolution] | None
+        self,
+        hold: Hold,
+        stored: list[asyncio.Task[str]],
+        capture: asyncio.Task[Resolution] | None,
     ) -> None:
         """Release the hold and drop the stored pictures, unless the capture went through."""
         if capture is not None:
@@ -191,13 +200,16 @@ class ImageService:
         else:
             if resolution.state is HoldState.CAPTURED:
                 return
-        if self.store is None:
-            return
-        for image_id in stored:
+        self._in_background(self._drop(stored))  # the reply need not wait for the store
+
+    async def _drop(self, stored: list[asyncio.Task[str]]) -> None:
+        for put in stored:
             try:
-                await self.store.delete(image_id)
+                image_id = await put
+                if self.store is not None:
+                    await self.store.delete(image_id)
             except AppError:
-                logger.warning("undelivered image %s was not deleted", image_id)
+                logger.warning("an undelivered image was not deleted")
 
     async def _resolve(
         self, attempt: Callable[[], Awaitable[Resolution]], hold: Hold
@@ -225,4 +237,5 @@ class ImageService:
 
     async def drain(self) -> None:
         """Wait for the resolutions under way; called before the process ends."""
-        await asyncio.gather(*self._unfinished, return_exceptions=True)
+        while self._unfinished:  # and for what these start
+            await asyncio.wait(self._unfinished)

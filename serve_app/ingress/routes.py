@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from serve_app.errors import AppError, Unavailable
+from serve_app.errors import ImageNotFound, Unavailable
 from serve_app.ingress.auth import authenticate
 from serve_app.ingress.body import read_json_object
 from serve_app.ingress.openapi import openapi_document
@@ -94,7 +94,7 @@ class Api:
         image_id = request.path_params["image_id"]
         query = request.query_params
         if store is None:
-            raise AppError("This server keeps no images.")
+            raise ImageNotFound("This server keeps no images.")
         image = await store.read(image_id, query.get("exp", ""), query.get("sig", ""))
         # A signed URL is a secret: shared caches must not keep what it opens.
         headers = {"cache-control": "private, max-age=3600, immutable"}

@@ -1,0 +1,100 @@
+"""A gateway on real parts: SQL ledger and image store in a temporary folder, HTTP in process."""
+
+import contextlib
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted import ScriptedGenerator, ShakyLedger, World, catalogue
+
+from serve_app.config import AppConfig
+from serve_app.ingress.app import create_app
+from serve_app.metering import migrate
+from serve_app.metering.sql import SqlLedger
+from serve_app.service import ImageService
+from serve_app.storage.store import ImageStore
+
+MakeWorld = Callable[..., Awaitable[World]]
+GRANTED = 100 * 1024 * 1024
+
+
+@pytest.fixture(scope="session")
+def migrated_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty ledger to copy: migrating for every test would be most of the run."""
+    path = tmp_path_factory.mktemp("world") / "ledger.db"
+    migrate.upgrade(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+async def make_world(tmp_path: Path, migrated_ledger: Path) -> AsyncIterator[MakeWorld]:
+    """Makes a gateway; when the test is over its books must balance and nothing may be held."""
+    worlds: list[World] = []
+
+    async def make(*, granted: int = GRANTED, **sections: Any) -> World:
+        folder = tmp_path / f"world-{len(worlds)}"
+        folder.mkdir()
+        shutil.copy(migrated_ledger, folder / "ledger.db")
+        world = await build_world(folder, granted, sections)
+        worlds.append(world)
+        return world
+
+    async with contextlib.AsyncExitStack() as cleanup:
+        yield make
+        for world in worlds:
+            cleanup.push_async_callback(close, world)
+
+
+@pytest.fixture
+async def world(make_world: MakeWorld) -> World:
+    return await make_world()
+
+
+async def build_world(folder: Path, granted: int, sections: dict[str, Any]) -> World:
+    config = AppConfig.model_validate(
+        {
+            "public_url": "http://test",
+            "models": [{"id": "flux-mini", "aliases": ["black-forest-labs/FLUX.1-schnell"]}],
+            "ledger": {"url": f"sqlite+aiosqlite:///{folder}/ledger.db"},
+            "store": {"url": f"file://{folder}/images", "signing_key_file": f"{folder}/key"},
+            **sections,
+        }
+    )
+    ledger = await SqlLedger.open(config.ledger)
+    account = await ledger.admin.create_account("alice")
+    if granted:
+        await ledger.admin.grant(account.balance.id, granted)
+    made = await ledger.admin.create_key("alice")
+    shaky, generator = ShakyLedger(ledger), ScriptedGenerator()
+    store = ImageStore.open(config.store, config.public_url) if config.store else None
+    generators = {model.id: generator for model in config.models}
+    service = ImageService(config, catalogue(config), shaky, store, generators)
+
+    async def models_ready() -> bool:
+        return world.models_ready
+
+    world = World(
+        config=config,
+        ledger=ledger,
+        shaky=shaky,
+        store=store,
+        generator=generator,
+        service=service,
+        app=create_app(service, models_ready),
+        key=made.secret,
+        principal=await ledger.authenticate(made.secret),
+    )
+    return world
+
+
+async def close(world: World) -> None:
+    for client in world.clients:
+        await client.aclose()
+    await world.service.drain()
+    report = await world.ledger.admin.audit()
+    accounts = await world.ledger.admin.list_accounts()
+    await world.ledger.close()
+    assert report.balanced, report.findings
+    assert sum(account.balance.held for account in accounts) == world.abandoned_units

@@ -1,0 +1,175 @@
+"""The gateway without Ray: every real part but the model, which follows a script."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from starlette.types import ASGIApp
+
+from serve_app.config import AppConfig
+from serve_app.engine.job import Finished, GenerationJob, GenerationResult, ModelInfo, Timings
+from serve_app.errors import LedgerUnavailable
+from serve_app.metering.sql import SqlLedger
+from serve_app.metering.types import Balance, Principal, Resolution
+from serve_app.plan import Catalogue, ServedModel
+from serve_app.service import ImageService
+from serve_app.storage.store import ImageStore
+
+FLUX_MINI = ModelInfo(size_multiple_px=16, text_tokens_max=64, guidance=False)
+UNITS_1024 = 1024 * 1024
+"""Price of one image of default size and quality."""
+Act = Callable[[GenerationJob], Awaitable[GenerationResult]]
+
+
+def picture(job: GenerationJob, index: int) -> bytes:
+    return f"{job.output_format} {job.width}x{job.height} seed {job.seeds[index]}".encode()
+
+
+def pictures(job: GenerationJob, count: int) -> GenerationResult:
+    none = Timings(0, 0, 0, 0, 0)
+    images = [
+        Finished(
+            job.job_id, i, job.seeds[i % len(job.seeds)], picture(job, i % len(job.seeds)), none
+        )
+        for i in range(count)
+    ]
+    return GenerationResult(tuple(images))
+
+
+class ScriptedGenerator:
+    """Draws every job unless `act` says otherwise; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.jobs: list[GenerationJob] = []
+        self.act: Act = self.draw
+        self.started = asyncio.Event()
+        self.cancelled = asyncio.Event()
+
+    async def generate(self, job: GenerationJob) -> GenerationResult:
+        self.jobs.append(job)
+        self.started.set()
+        try:
+            return await self.act(job)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+    async def draw(self, job: GenerationJob) -> GenerationResult:
+        return pictures(job, len(job.seeds))
+
+    async def draw_one_too_few(self, job: GenerationJob) -> GenerationResult:
+        return pictures(job, len(job.seeds) - 1)
+
+    async def draw_one_too_many(self, job: GenerationJob) -> GenerationResult:
+        return pictures(job, len(job.seeds) + 1)
+
+    async def hang(self, job: GenerationJob) -> GenerationResult:
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    def failing(self, error: Exception) -> Act:
+        async def act(job: GenerationJob) -> GenerationResult:
+            raise error
+
+        return act
+
+
+class ShakyLedger:
+    """The real ledger over a connection that fails when a test says so.
+
+    `lose_requests` fail before the ledger has heard of them, `lose_answers` after it has done them:
+    to the caller both are `LedgerUnavailable`.
+    """
+
+    def __init__(self, ledger: SqlLedger) -> None:
+        self.ledger = ledger
+        self.lose_requests: dict[str, int] = {}
+        self.lose_answers: dict[str, int] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.ledger, name)
+
+        async def call(*args: Any) -> Any:
+            if _take(self.lose_requests, name):
+                raise LedgerUnavailable("The ledger is unavailable right now.")
+            answer = await method(*args)
+            if _take(self.lose_answers, name):
+                raise LedgerUnavailable("The ledger is unavailable right now.")
+            return answer
+
+        return call
+
+    async def capture(self, hold_id: str, units: int) -> Resolution:
+        resolution: Resolution = await self.__getattr__("capture")(hold_id, units)
+        return resolution
+
+
+def _take(budget: dict[str, int], name: str) -> bool:
+    left = budget.get(name, 0)
+    budget[name] = max(0, left - 1)
+    return left > 0
+
+
+@dataclass
+class World:
+    """One gateway with its ledger, store and model; `http` is a client with a paying key."""
+
+    config: AppConfig
+    ledger: SqlLedger
+    shaky: ShakyLedger
+    store: ImageStore | None
+    generator: ScriptedGenerator
+    service: ImageService
+    app: ASGIApp
+    key: str
+    principal: Principal
+    models_ready: bool = True
+    clients: list[httpx.AsyncClient] = field(default_factory=list)
+    abandoned_units: int = 0
+    """Units that a test leaves held on purpose."""
+
+    @property
+    def http(self) -> httpx.AsyncClient:
+        return self.client(self.key)
+
+    def client(self, key: str | None, **options: Any) -> httpx.AsyncClient:
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        transport = httpx.ASGITransport(self.app, **options)
+        made = httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers)
+        self.clients.append(made)
+        return made
+
+    async def balance(self) -> Balance:
+        return await self.ledger.balance(self.principal.account_id)
+
+    async def charged(self) -> int:
+        return (await self.balance()).captured
+
+    async def draw(self, **fields: Any) -> httpx.Response:
+        """One generation over HTTP."""
+        return await self.http.post(
+            "/v1/images/generations", json={"prompt": "a red circle", **fields}
+        )
+
+
+def catalogue(config: AppConfig) -> Catalogue:
+    return Catalogue(tuple(ServedModel(model, FLUX_MINI) for model in config.models))
+
+
+def error_of(reply: httpx.Response) -> dict[str, Any]:
+    """The error of a reply, which must be exactly in OpenAI's shape."""
+    assert reply.headers["content-type"] == "application/json"
+    body = reply.json()
+    assert list(body) == ["error"], body
+    error: dict[str, Any] = body["error"]
+    assert set(error) == {"message", "type", "param", "code"}, error
+    assert isinstance(error["message"], str)
+    assert error["message"]
+    assert isinstance(error["type"], str)
+    assert error["param"] is None or isinstance(error["param"], str)
+    assert error["code"] is None or isinstance(error["code"], str)
+    assert len(reply.headers.get_list("x-request-id")) == 1
+    assert reply.headers["x-should-retry"] in {"true", "false"}
+    return error
