@@ -1,0 +1,178 @@
+"""The documentation says what the code does: links, routes, errors, fields, settings, commands."""
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from serve_app.checkconfig import check_config_file
+from serve_app.cli import app as cli
+from serve_app.errors import all_error_classes
+from serve_app.ingress.routes import Api
+from serve_app.schema import (
+    AccountResponse,
+    ImageRequest,
+    ImagesResponse,
+    ModelCapabilities,
+    QuoteResponse,
+)
+from tests.render_configuration import PAGE, render
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
+        *ROOT.glob("docs/**/*.md"),
+    ]
+)
+API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+ROW = re.compile(r"^\| `([^`]+)` \|", re.MULTILINE)
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors as GitHub makes them: lower case, spaces to hyphens, punctuation dropped."""
+    headings = HEADING.findall(FENCE.sub("", page.read_text(encoding="utf-8")))
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
+
+
+def section(heading: str) -> str:
+    """The text of api.md under a heading, up to the next one."""
+    _, found, rest = API.partition(f"\n{heading}\n")
+    assert found, f"api.md has no heading {heading!r}"
+    return re.split(r"^#+ ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_resolve(page: Path) -> None:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    broken = []
+    for link in LINK.findall(text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert not broken
+
+
+def test_every_route_is_documented() -> None:
+    routes: Any = Api(service=None, models_ready=None).routes()  # type: ignore[arg-type]
+    served = {
+        f"{method} {route.path.replace(':path', '')}"
+        for route in routes
+        for method in route.methods - {"HEAD"}
+    }
+    assert set(ROW.findall(section("## Endpoints"))) == served
+
+
+def test_every_error_is_documented() -> None:
+    rows = re.findall(
+        r"^\| (\d+) \| `(\w+)` \| (?:null|`(\w+)`) \| `(\w+)` \|",
+        section("## Errors"),
+        re.MULTILINE,
+    )
+    documented = {(name, int(status), kind, code or None) for status, kind, code, name in rows}
+    real = {(cls.__name__, cls.status, cls.type, cls.code) for cls in all_error_classes()}
+    assert documented == real
+
+
+@pytest.mark.parametrize(
+    ("heading", "fields"),
+    [
+        ("### Request", set(ImageRequest.model_fields)),
+        ("### Reply", set(ImagesResponse.model_fields)),
+        ("## Quote", set(QuoteResponse.model_fields)),
+        ("## Account", set(AccountResponse.model_fields)),
+        ("## Models", {"aliases", *(f"capabilities.{f}" for f in ModelCapabilities.model_fields)}),
+    ],
+)
+def test_every_field_is_documented(heading: str, fields: set[str]) -> None:
+    assert set(ROW.findall(section(heading))) == fields
+
+
+def test_configuration_tables_are_made_from_the_code() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert render(text) == text, "run: python -m tests.render_configuration"
+
+
+def configuration_examples() -> list[dict[str, Any]]:
+    blocks = FENCE.findall(PAGE.read_text(encoding="utf-8"))
+    return [yaml.safe_load(text) for language, text in blocks if language == "yaml"]
+
+
+@pytest.mark.filterwarnings("ignore:The `metrics_interval_s` field:DeprecationWarning")
+@pytest.mark.parametrize("example", configuration_examples(), ids=lambda block: next(iter(block)))
+def test_configuration_examples_are_valid(example: dict[str, Any], tmp_path: Path) -> None:
+    whole = example
+    if "applications" not in example:  # entries of an application: put them into a real file
+        whole = yaml.safe_load((ROOT / "configs" / "gpu.yaml").read_text(encoding="utf-8"))
+        whole["applications"][0].update(example)
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(whole), encoding="utf-8")
+    assert check_config_file(file) == []
+
+
+def shown_commands() -> list[str]:
+    """Every `flux-serve` line of a shell block."""
+    found = set()
+    for page in PAGES:
+        for language, block in FENCE.findall(page.read_text(encoding="utf-8")):
+            if language in ("bash", "sh", "console", "shell"):
+                found.update(re.findall(r"^(?:\$ )?(?:\.venv/bin/)?(flux-serve .+)$", block, re.M))
+    return sorted(found)
+
+
+def mentioned_commands() -> list[str]:
+    """Every `flux-serve ...` in running text."""
+    texts = [FENCE.sub("", page.read_text(encoding="utf-8")) for page in PAGES]
+    return sorted({line for text in texts for line in re.findall(r"`(flux-serve [^`]+)`", text)})
+
+
+def resolve(words: list[str], *, parse: bool) -> None:
+    """Find the command as the real CLI does; with `parse`, read its arguments too."""
+    command: Any = get_command(cli)
+    context = command.make_context("flux-serve", list(words), resilient_parsing=True)
+    while words and hasattr(command, "commands"):
+        _, command, rest = command.resolve_command(context, words)
+        assert command is not None, f"flux-serve has no command {words[0]!r}"
+        context = command.make_context(words[0], list(rest), context, resilient_parsing=True)
+        words = rest
+    if parse:
+        command.make_context(command.name, words)
+
+
+@pytest.mark.parametrize("line", shown_commands())
+def test_commands_in_shell_blocks_parse(line: str) -> None:
+    resolve(shlex.split(line, comments=True)[1:], parse=True)
+
+
+@pytest.mark.parametrize("line", mentioned_commands())
+def test_commands_in_text_exist(line: str) -> None:
+    words = line.split()[1:]
+    plain = [word for word in words if re.fullmatch(r"[a-z][a-z-]*", word)]
+    assert plain or words[0].startswith("-")
+    resolve(plain, parse=False)
+
+
+def test_newest_release_is_the_version() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    released = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d{2}-\d{2}$", changelog, re.MULTILINE)
+    assert released[0] == project["version"]
+    assert "## [Unreleased]" in changelog

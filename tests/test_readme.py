@@ -1,0 +1,103 @@
+"""The README's examples work: each Python and shell block runs against a served application.
+
+Data flow: README.md -> code blocks, address and key replaced -> a process of their own in an empty
+folder -> exit status, files and links. Blocks that only start the server are left out.
+"""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import urllib.request
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.serve
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+PYTHON_BLOCKS = [text for language, text in BLOCKS if language == "python"]
+CURL_BLOCKS = [text for language, text in BLOCKS if language == "bash" and "curl " in text]
+ACCOUNT_LINES = [
+    shlex.split(line, comments=True)[1:]
+    for language, text in BLOCKS
+    if language == "bash"
+    for line in text.splitlines()
+    if line.startswith("flux-serve ")
+]
+BLOCK_TIMEOUT_S = 240
+
+
+def run(command: list[str], folder: Path) -> str:
+    """Run to a good end; returns what it printed."""
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=BLOCK_TIMEOUT_S
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def adapted(block: str, served: Any) -> str:
+    text = block.replace("http://127.0.0.1:8000", served.url)
+    return text.replace("sk-local-development", served.key)
+
+
+def picture_size(data: bytes) -> tuple[int, int]:
+    with Image.open(BytesIO(data)) as image:
+        image.load()
+        return image.size
+
+
+def fetch(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=60) as reply:
+        data: bytes = reply.read()
+        return data
+
+
+def test_the_readme_has_the_examples_it_promises() -> None:
+    assert len(CURL_BLOCKS) == 2
+    assert [("openai" in block, "atoma_sdk" in block) for block in PYTHON_BLOCKS] == [
+        (True, False),
+        (False, True),
+    ]
+
+
+@pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=["openai", "atoma"])
+def test_python_block_draws_a_picture(block: str, served: Any, tmp_path: Path) -> None:
+    script = tmp_path / "example.py"
+    script.write_text(adapted(block, served), encoding="utf-8")
+    run([sys.executable, script.name], tmp_path)
+    [picture] = tmp_path.glob("*.png")
+    expected = re.search(r'size="(\d+)x(\d+)"', block)
+    assert expected is not None
+    assert picture_size(picture.read_bytes()) == (int(expected[1]), int(expected[2]))
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize("block", CURL_BLOCKS, ids=["draw", "quote"])
+def test_curl_block_gets_an_answer(block: str, served: Any, tmp_path: Path) -> None:
+    printed = run(["bash", "-euo", "pipefail", "-c", adapted(block, served)], tmp_path)
+    answer = json.loads(printed)
+    if "data" in answer:
+        [image] = answer["data"]
+        assert image["url"].startswith(served.url)
+        assert "x".join(map(str, picture_size(fetch(image["url"])))) == answer["size"]
+    else:
+        assert answer["units"] == 4 * 1024 * 1024 * 2  # n=4 at twice the reference steps
+        assert answer["affordable"] is True
+
+
+def test_account_commands_work_in_their_order(served: Any, tmp_path: Path) -> None:
+    program = str(Path(sys.executable).with_name("flux-serve"))
+    printed = [
+        run([program, *words, "--config", str(served.config)], served.folder)
+        for words in ACCOUNT_LINES
+    ]
+    secret = next(line for line in "\n".join(printed).splitlines() if line.startswith("sk-"))
+    assert served.balance(secret)["available"] == 100_000_000
