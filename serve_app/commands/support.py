@@ -66,7 +66,7 @@ def explain(exc: AppError | ConfigError) -> str:
     if not isinstance(exc, LedgerUnavailable):
         return exc.message
     cause = str(getattr(exc.__cause__, "orig", None) or exc.__cause__ or "")
-    if "no such table" in cause or "UndefinedTable" in cause or "does not exist" in cause:
+    if "no such table" in cause or ("relation" in cause and "does not exist" in cause):
         return "the ledger has no tables yet: run `flux-serve db upgrade`"
     return f"{exc.message} ({cause.splitlines()[0]})" if cause else exc.message
 
