@@ -109,10 +109,10 @@ def plan_job(request: ImageRequest, catalogue: Catalogue, random_seed: Callable[
         raise InvalidValue(f"'n' must be at most {config.max_images}.").at("n")
     width, height = _size(request.size, model)
     quality: Quality = request.quality or "auto"
-    steps = request.num_inference_steps or config.quality_steps[quality]
+    steps = request.num_inference_steps or request.steps or config.quality_steps[quality]
     if steps > config.max_steps:
-        text = f"'num_inference_steps' must be at most {config.max_steps} for '{config.id}'."
-        raise InvalidValue(text).at("num_inference_steps")
+        name = "num_inference_steps" if request.num_inference_steps else "steps"
+        raise InvalidValue(f"'{name}' must be at most {config.max_steps}.").at(name)
     guidance = request.guidance_scale
     first_seed = random_seed() if request.seed is None else request.seed
     return Plan(

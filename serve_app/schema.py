@@ -8,7 +8,6 @@ and proxies add their own; a known field that this server cannot honour is refus
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
-    AliasChoices,
     BaseModel,
     ConfigDict,
     Field,
@@ -69,11 +68,10 @@ class ImageRequest(WireRequest):
         None, ge=0, le=SEED_MAX, description="Same seed, same picture; image i uses seed + i."
     )
     num_inference_steps: int | None = Field(
-        None,
-        ge=1,
-        le=200,
-        validation_alias=AliasChoices("num_inference_steps", "steps"),
-        description="Denoising steps; overrides `quality`. Also accepted as `steps`.",
+        None, ge=1, le=200, description="Denoising steps; overrides `quality`."
+    )
+    steps: int | None = Field(
+        None, ge=1, le=200, description="Another name of `num_inference_steps`, which wins."
     )
     guidance_scale: float | None = Field(
         None, ge=0, le=20, allow_inf_nan=False, description="Ignored by distilled models."

@@ -31,7 +31,8 @@ async def read_json_object(request: Request, limits: LimitsConfig) -> dict[str, 
 async def _read(request: Request, max_bytes: int) -> bytes:
     declared = request.headers.get("content-length", "0")
     # int() of a huge digit string is slow and then refused: its length alone tells.
-    too_long = len(declared) > 18 or (declared.isdigit() and int(declared) > max_bytes)
+    counted = declared.isascii() and declared.isdigit()
+    too_long = len(declared) > 18 or (counted and int(declared) > max_bytes)
     chunks: list[bytes] = []
     size = 0
     if not too_long:
