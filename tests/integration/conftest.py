@@ -1,0 +1,230 @@
+"""A Ray cluster inside the test process, so that tests can look at replicas and kill them.
+
+Two applications: `main` at `/` (flux-mini on two replicas, and a random FLUX.1-schnell-shaped
+folder pinned to a fake GPU) and `strict` at `/strict` (tiny limits, its own ledger).
+"""
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
+
+from serve_app.config import AppConfig, LedgerConfig
+from serve_app.engine.random_weights import build_random_flux
+from serve_app.metering.sql import SqlLedger
+from tests.conftest import ROOT, free_port
+
+KEY = "sk-integration-tests"
+DEPLOY_TIMEOUT_S = 120
+POLL_S = 0.05
+
+
+def eventually(check: Callable[[], Any], what: str, timeout_s: float = 60) -> Any:
+    """Poll until `check` returns something true; every wait of these tests goes through here."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if found := check():
+            return found
+        time.sleep(POLL_S)  # polling with a deadline
+    raise AssertionError(f"timed out: {what}")
+
+
+@dataclass(frozen=True)
+class App:
+    """One deployed application, seen from outside (HTTP) and inside (replicas, books)."""
+
+    name: str
+    url: str
+    key: str
+    ledger_url: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.key}"}
+
+    def replicas(self, deployment: str) -> dict[str, Any]:
+        """Actor handles of the deployment's live replicas by name."""
+        prefix = f"SERVE_REPLICA::{self.name}#{deployment}#"
+        found = {}
+        for entry in ray.util.list_named_actors(all_namespaces=True):
+            if entry["name"].startswith(prefix):
+                found[entry["name"]] = ray.get_actor(entry["name"], namespace=entry["namespace"])
+        return found
+
+    def stats(self, deployment: str = "FluxModel-flux-mini") -> Any:
+        """Engine counters of one replica of a model."""
+        return serve.get_deployment_handle(deployment, self.name).stats.remote().result()
+
+    def books(self) -> dict[str, int]:
+        """Captured and held units of all accounts, after checking that the books balance."""
+
+        async def read() -> dict[str, int]:
+            ledger = await SqlLedger.open(LedgerConfig(url=self.ledger_url))
+            try:
+                report = await ledger.admin.audit()
+                assert report.balanced, report
+                accounts = await ledger.admin.list_accounts()
+                return {
+                    "captured": sum(account.balance.captured for account in accounts),
+                    "held": sum(account.balance.held for account in accounts),
+                }
+            finally:
+                await ledger.close()
+
+        return asyncio.run(read())
+
+
+@dataclass(frozen=True)
+class Cluster:
+    folder: Path
+    main: App
+    strict: App
+    document: dict[str, Any]
+
+    def deploy(self, document: dict[str, Any]) -> None:
+        """What `serve deploy` does with a config file."""
+        _get_global_client().deploy_apps(ServeDeploySchema.model_validate(document))
+        eventually(lambda: _running(document), "applications run", DEPLOY_TIMEOUT_S)
+
+
+def _running(document: dict[str, Any]) -> bool:
+    applications = serve.status().applications
+    states = {app["name"]: applications.get(app["name"]) for app in document["applications"]}
+    for name, state in states.items():
+        assert state is None or state.status != "DEPLOY_FAILED", (name, state.message)
+    return all(state is not None and state.status == "RUNNING" for state in states.values())
+
+
+def _args(folder: Path, name: str, url: str, **more: Any) -> dict[str, Any]:
+    args = {
+        "public_url": url,
+        "ledger": {
+            "url": f"sqlite+aiosqlite:///{folder}/{name}.db",
+            "migrate_on_start": True,
+            **more.pop("ledger", {}),
+        },
+        "store": {
+            "url": f"file://{folder}/{name}-images",
+            "signing_key_file": f"{folder}/{name}.key",
+        },
+        "development": {"key": KEY},
+        **more,
+    }
+    AppConfig.model_validate(args)
+    return args
+
+
+def _document(folder: Path, port: int) -> dict[str, Any]:
+    local = yaml.safe_load((ROOT / "configs" / "local.yaml").read_text())
+    base = f"http://127.0.0.1:{port}"
+    small = {"torch_threads": 1}
+    application = {"import_path": "serve_app.graph:build"}
+    main = {
+        **application,
+        "name": "main",
+        "route_prefix": "/",
+        "args": _args(
+            folder,
+            "main",
+            base,
+            models=[
+                {"id": "flux-mini", "engine": small, "num_cpus": 0.1},
+                {
+                    "id": "black-forest-labs/FLUX.1-schnell",
+                    "source": str(folder / "schnell"),
+                    "num_cpus": 0.1,
+                    "min_edge_px": 64,
+                    "engine": small,
+                },
+            ],
+        ),
+        "deployments": [{"name": "FluxModel-flux-mini", "num_replicas": 2}],
+    }
+    strict = {
+        **application,
+        "name": "strict",
+        "route_prefix": "/strict",
+        "args": _args(
+            folder,
+            "strict",
+            f"{base}/strict",
+            models=[
+                {
+                    "id": "flux-mini",
+                    "num_cpus": 0.1,
+                    "engine": {**small, "queue_max_samples": 2},
+                }
+            ],
+            limits={"request_timeout_s": 2},
+            ledger={"busy_timeout_s": 0.5},
+        ),
+    }
+    return {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": "127.0.0.1", "port": port},
+        "controller_options": local["controller_options"],
+        "applications": [main, strict],
+    }
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    with tempfile.TemporaryDirectory(prefix="fs-", ignore_cleanup_errors=True) as name:
+        folder, port = Path(name), free_port()
+        build_random_flux(folder / "schnell", "schnell", "tiny")
+        document = _document(folder, port)
+        base = f"http://127.0.0.1:{port}"
+        ray.init(
+            address="local",
+            num_cpus=4,
+            num_gpus=2,
+            include_dashboard=False,
+            object_store_memory=300_000_000,
+            _temp_dir=str(folder / "r"),
+            log_to_driver=False,
+        )
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options=document["http_options"],
+            controller_options=document["controller_options"],
+        )
+        try:
+            cluster = Cluster(
+                folder,
+                App("main", base, KEY, document["applications"][0]["args"]["ledger"]["url"]),
+                App(
+                    "strict",
+                    f"{base}/strict",
+                    KEY,
+                    document["applications"][1]["args"]["ledger"]["url"],
+                ),
+                document,
+            )
+            cluster.deploy(document)
+            yield cluster
+        finally:
+            serve.shutdown()
+            ray.shutdown()
+
+
+@pytest.fixture
+def main(cluster: Cluster) -> Iterator[App]:
+    """The main application; afterwards nothing is held and the books balance."""
+    yield cluster.main
+    eventually(lambda: cluster.main.books()["held"] == 0, "every hold is resolved")
+
+
+@pytest.fixture
+def strict(cluster: Cluster) -> Iterator[App]:
+    yield cluster.strict
+    eventually(lambda: cluster.strict.books()["held"] == 0, "every hold is resolved")

@@ -1,0 +1,230 @@
+"""The whole graph on a real Serve cluster: what happens when clients leave and replicas die."""
+
+import asyncio
+import copy
+import io
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import ray
+from PIL import Image
+from ray import serve
+
+from tests.integration.conftest import App, Cluster, eventually
+
+pytestmark = pytest.mark.serve
+
+MINI = "FluxModel-flux-mini"
+SMALL = {"prompt": "a red circle on a blue background", "size": "256x256"}
+LONG = {"prompt": "a red circle", "size": "1024x1024", "num_inference_steps": 50, "n": 2}
+"""Takes many seconds on two cores: long enough to pull the plug in the middle."""
+UNITS = 256 * 256
+
+
+def post(app: App, body: dict[str, Any], **options: Any) -> httpx.Response:
+    url = f"{app.url}/v1/images/generations"
+    return httpx.post(url, json=body, headers=app.headers, timeout=120, **options)
+
+
+def error_of(reply: httpx.Response) -> dict[str, Any]:
+    body = reply.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert len(reply.headers.get_list("x-request-id")) == 1
+    found: dict[str, Any] = body["error"]
+    return found
+
+
+def busy_replica(app: App) -> str | None:
+    """Name of the replica whose engine is drawing now."""
+    for name, actor in app.replicas(MINI).items():
+        try:
+            stats = ray.get(actor.get_num_ongoing_requests.remote(), timeout=10)
+        except ray.exceptions.RayError:
+            continue
+        if stats:
+            return name
+    return None
+
+
+def healthy(app: App) -> bool:
+    """Whether every replica is up: a starting one would answer no question."""
+    return serve.status().applications[app.name].deployments[MINI].status == "HEALTHY"
+
+
+def kill_busy_replica(app: App) -> str:
+    name = eventually(lambda: busy_replica(app), "a replica draws")
+    ray.kill(app.replicas(MINI)[name], no_restart=True)
+    return str(name)
+
+
+def test_a_url_under_a_route_prefix_downloads(strict: App) -> None:
+    url = post(strict, SMALL).raise_for_status().json()["data"][0]["url"]
+    assert url.startswith(strict.url)
+    image = Image.open(io.BytesIO(httpx.get(url).raise_for_status().content))
+    assert image.size == (256, 256)
+
+
+def test_a_schnell_shaped_folder_is_served_under_its_name(main: App) -> None:
+    body = {"model": "black-forest-labs/FLUX.1-schnell", "prompt": "noise", "size": "80x64"}
+    reply = post(main, body).raise_for_status()
+    assert reply.headers["x-model"] == "black-forest-labs/FLUX.1-schnell"
+    url = reply.json()["data"][0]["url"]
+    assert Image.open(io.BytesIO(httpx.get(url).content)).size == (80, 64)
+    model = httpx.get(
+        f"{main.url}/v1/models/black-forest-labs%2FFLUX.1-schnell", headers=main.headers
+    ).json()
+    assert model["capabilities"]["size_multiple"] == 16
+    assert model["capabilities"]["text_tokens_max"] == 256
+
+
+def test_its_replica_holds_exactly_the_gpu_it_was_given(main: App) -> None:
+    assert ray.cluster_resources()["GPU"] - ray.available_resources()["GPU"] == 1
+
+
+def test_many_clients_at_once_each_get_their_own_picture_and_pay_for_it(main: App) -> None:
+    before = main.books()["captured"]
+    seeds = range(12)
+    with ThreadPoolExecutor(len(seeds)) as pool:
+        replies = list(pool.map(lambda seed: post(main, {**SMALL, "seed": seed}), seeds))
+    assert [reply.status_code for reply in replies] == [200] * len(seeds)
+    assert [reply.json()["seeds"] for reply in replies] == [[seed] for seed in seeds]
+    assert main.books()["captured"] - before == len(seeds) * UNITS
+
+
+def test_a_client_that_leaves_stops_the_drawing_and_pays_nothing(main: App) -> None:
+    before = main.books()["captured"]
+
+    async def leave() -> None:
+        async with httpx.AsyncClient(timeout=120) as client:
+            request = asyncio.create_task(
+                client.post(f"{main.url}/v1/images/generations", json=LONG, headers=main.headers)
+            )
+            await asyncio.to_thread(eventually, lambda: busy_replica(main), "a replica draws")
+            request.cancel()
+            await asyncio.gather(request, return_exceptions=True)
+
+    asyncio.run(leave())
+    eventually(lambda: busy_replica(main) is None, "the replica is idle again", 20)
+    eventually(lambda: main.books()["held"] == 0, "the hold is released")
+    assert main.books()["captured"] == before
+
+
+def test_a_replica_that_dies_is_replaced_by_another_within_the_request(main: App) -> None:
+    eventually(lambda: healthy(main), "both replicas are up")
+    before = main.books()["captured"]
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(post, main, {**LONG, "n": 1, "size": "512x512"})
+        kill_busy_replica(main)
+        reply = pending.result()
+    assert reply.status_code == 200, reply.text
+    assert main.books()["captured"] - before == int(reply.headers["x-compute-units"])
+
+
+def test_openais_own_retries_after_two_deaths_charge_once(main: App) -> None:
+    """Two deaths exhaust the server's retry (500, unbilled); the client then retries by itself."""
+    eventually(lambda: healthy(main), "both replicas are back")
+    before = main.books()["captured"]
+    with (
+        openai.OpenAI(base_url=f"{main.url}/v1", api_key=main.key, timeout=120) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        pending = pool.submit(
+            client.images.with_raw_response.generate,
+            prompt="a red circle",
+            size="1024x1024",
+            extra_body={"num_inference_steps": 50},
+        )
+        first = kill_busy_replica(main)
+        eventually(lambda: busy_replica(main) not in (None, first), "another replica took over")
+        kill_busy_replica(main)
+        reply = pending.result()
+    assert int(reply.retries_taken) >= 1
+    assert main.books()["captured"] - before == 1024 * 1024 * 50 // 4
+
+
+def test_a_deadline_is_a_504_and_charges_nothing(strict: App) -> None:
+    before = strict.books()["captured"]
+    reply = post(strict, {**LONG, "n": 1})
+    assert reply.status_code == 504
+    assert error_of(reply)["code"] == "timeout"
+    assert strict.books() == {"captured": before, "held": 0}
+
+
+def test_a_full_queue_is_a_503_with_retry_after_and_charges_nothing(strict: App) -> None:
+    before = strict.books()["captured"]
+    reply = post(strict, {**SMALL, "n": 3})
+    assert reply.status_code == 503
+    assert error_of(reply)["code"] == "server_is_overloaded"
+    assert 0 < int(reply.headers["retry-after"]) <= 120
+    assert strict.books() == {"captured": before, "held": 0}
+
+
+def test_a_locked_ledger_is_a_503_and_recovers_by_itself(strict: App) -> None:
+    database = sqlite3.connect(strict.ledger_url.removeprefix("sqlite+aiosqlite:///"))
+    database.isolation_level = None
+    try:
+        database.execute("BEGIN EXCLUSIVE")
+        reply = post(strict, SMALL)
+        assert reply.status_code == 503
+        assert error_of(reply)["code"] == "ledger_unavailable"
+        assert reply.headers["retry-after"]
+    finally:
+        database.execute("ROLLBACK")
+        database.close()
+    assert post(strict, SMALL).status_code == 200
+
+
+def test_control_headers_from_outside_have_no_effect(main: App) -> None:
+    hostile = {"x-request-timeout-seconds": "0.001", "x-request-disconnect-disabled": "?1"}
+    reply = httpx.post(
+        f"{main.url}/v1/images/generations",
+        json=SMALL,
+        headers={**main.headers, **hostile},
+        timeout=60,
+    )
+    assert reply.status_code == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "OPTIONS", "PATCH"])
+def test_every_unknown_path_answers_in_openais_shape(main: App, method: str) -> None:
+    for path in ("/", "/v1", "/v1/nothing", "/v1/images/generations/", "/%2e%2e/etc/passwd"):
+        reply = httpx.request(method, f"{main.url}{path}")
+        assert reply.status_code == 404
+        assert error_of(reply)["code"] == "unknown_url"
+
+
+def test_a_request_id_from_the_client_comes_back(main: App) -> None:
+    reply = httpx.get(f"{main.url}/health", headers={"x-request-id": "mine-1"})
+    assert reply.headers.get_list("x-request-id") == ["mine-1"]
+    assert reply.json() == {"message": "ok"}
+
+
+def test_batching_knobs_change_in_place(cluster: Cluster, main: App) -> None:
+    before = set(main.replicas(MINI))
+    document = copy.deepcopy(cluster.document)
+    document["applications"][0]["deployments"][0]["user_config"] = {
+        "max_batch_size": 2,
+        "batch_wait_timeout_s": 0.0,
+    }
+    cluster.deploy(document)
+    assert post(main, SMALL).status_code == 200
+    assert set(main.replicas(MINI)) == before
+
+
+def test_before_an_application_is_deployed_the_proxy_answers_503_in_our_shape(
+    cluster: Cluster, strict: App
+) -> None:
+    """Runs last: it takes the main application away."""
+    document = {**cluster.document, "applications": cluster.document["applications"][1:]}
+    cluster.deploy(document)
+    reply = eventually(
+        lambda: (r := httpx.get(f"{cluster.main.url}/v1/models")).status_code == 503 and r,
+        "the main application is gone",
+    )
+    assert error_of(reply)["code"] == "service_unavailable"
+    assert reply.headers["retry-after"]
