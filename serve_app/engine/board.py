@@ -35,12 +35,12 @@ class JobRun:
 
     job: GenerationJob
     deliver: Deliver
-    embedding: PromptEmbedding | None
+    embedding: PromptEmbedding
     admitted_at: float
     samples_left: int
     """Samples that are not finished images yet."""
-    encoded_here_s: float = 0.0
-    """Part of the wait that was the text encoders' work for this job."""
+    came_encoded: bool
+    """Whether the text encoders had done their work before the job was admitted."""
     ended: bool = False
 
     @property
@@ -124,7 +124,9 @@ class Board:
             if ahead + count > self.queue_max_samples:
                 message = "The model's queue is full. Try again later."
                 raise Overloaded(message).after(self._wait_s())
-            run = JobRun(job, deliver, embedding, time.monotonic(), count)
+            embedding = embedding or PromptEmbedding(job.prompt)
+            now = time.monotonic()
+            run = JobRun(job, deliver, embedding, now, count, not embedding.pending)
             self.runs[id(run)] = run
             self.samples.extend(SampleRun(run, index) for index in range(count))
             self.changed.notify_all()

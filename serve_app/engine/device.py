@@ -10,14 +10,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 from serve_app.engine import codec
 from serve_app.engine.board import Board, SampleRun
 from serve_app.engine.job import Finished, Step, Timings
 from serve_app.engine.sampler import NonFiniteLatents, Pixels, Sampler
 from serve_app.engine.schedule import choose_step_batch
-from serve_app.engine.text import PASS_PROMPTS_MAX, PromptEmbedding, PromptEncoder
+from serve_app.engine.text import (
+    PASS_PROMPTS_MAX,
+    PromptEmbedding,
+    PromptEncoder,
+    PromptVectors,
+)
 from serve_app.errors import AppError, Draining, GenerationFailed, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -44,31 +49,27 @@ class DeviceThread:
         self._sampler = sampler
         self._images = images
         self._prepare_thread = prepare_thread
-        self._prompts: deque[tuple[Sequence[str], Future[list[PromptEmbedding]]]] = deque()
+        self._prompts: deque[PromptEmbedding] = deque()
         self._stopping = False
         self._failures_in_a_row = 0
         self._busy_since: float | None = None  # start of the stage in progress; None when asleep
         self._thread = threading.Thread(target=self._main, name="flux-device", daemon=True)
         self._thread.start()
 
-    def encode(self, prompts: Sequence[str]) -> "Future[list[PromptEmbedding]]":
-        """Encode prompts before the next step; known ones are answered at once. Any thread.
+    def encode(self, prompts: Sequence[str]) -> list[PromptEmbedding]:
+        """Take prompts to encode before the next step; known ones are ready at once. Any thread.
 
         Raises:
             Draining: the engine is closing.
             Unavailable: the device thread died.
         """
-        future: Future[list[PromptEmbedding]] = Future()
-        cached = self._encoder.cached(prompts)
-        if cached is not None:
-            future.set_result(cached)
-            return future
+        self.refuse_when_dead()
+        handles = [PromptEmbedding(prompt, self._encoder.cached(prompt)) for prompt in prompts]
         with self._board.changed:
-            self.refuse_when_dead()
             self._board.refuse_when_draining()
-            self._prompts.append((prompts, future))
+            self._prompts.extend(handle for handle in handles if handle.pending)
             self._board.changed.notify_all()
-        return future
+        return handles
 
     def refuse_when_dead(self) -> None:
         """Raise Unavailable when nobody would ever take a job from the board."""
@@ -92,7 +93,7 @@ class DeviceThread:
         with board.changed:
             board.draining = True
             board.changed.wait_for(
-                lambda: not (board.runs or self._prompts) or not self._thread.is_alive(),
+                lambda: not board.runs or not self._thread.is_alive(),
                 timeout=drain_s,
             )
             self._stopping = True
@@ -129,49 +130,38 @@ class DeviceThread:
         """Everything between two step boundaries."""
         board = self._board
         board.end_late()
-        self._serve_prompts()
-        self._encode_jobs()
+        self._encode_prompts()
         with board.changed:
-            ready = [sample for sample in board.samples if sample.run.embedding]
+            ready = [sample for sample in board.samples if sample.run.embedding.vectors]
         chosen = choose_step_batch([sample.candidate for sample in ready], board.batch_max_samples)
         batch = [ready[index] for index in chosen if self._start(ready[index])]
         if batch and self._step(batch):
             for sample in batch:
                 self._after_step(sample)
 
-    def _serve_prompts(self) -> None:
-        """Answer the calls of `encode`, all prompts in one go."""
+    def _encode_prompts(self) -> None:
+        """Fill in the embeddings that were asked for and those that jobs came without."""
         with self._board.changed:
-            waiting = [call for call in self._prompts if call[1].set_running_or_notify_cancel()]
-            self._prompts.clear()
-        if not waiting:
+            count = min(len(self._prompts), PASS_PROMPTS_MAX)
+            asked = [self._prompts.popleft() for _ in range(count)]
+            runs = list(self._board.runs.values())
+        pending = [*asked, *(run.embedding for run in runs)]
+        pending = [handle for handle in dict.fromkeys(pending) if handle.pending]
+        pending = pending[:PASS_PROMPTS_MAX]
+        if not pending:
             return
-        encoded = self._encode([prompt for prompts, _ in waiting for prompt in prompts])
-        for prompts, future in waiting:
-            answers = [encoded[prompt] for prompt in prompts]
-            errors = [answer for answer in answers if isinstance(answer, AppError)]
-            if errors:
-                future.set_exception(errors[0])
-            else:
-                future.set_result([a for a in answers if isinstance(a, PromptEmbedding)])
-
-    def _encode_jobs(self) -> None:
-        """Give an embedding to the oldest jobs that came without one."""
-        with self._board.changed:
-            waiting = [run for run in self._board.runs.values() if run.embedding is None]
-        waiting = waiting[:PASS_PROMPTS_MAX]
-        if not waiting:
-            return
-        encoded = self._encode([run.job.prompt for run in waiting])
-        for run in waiting:
-            answer = encoded[run.job.prompt]
+        encoded = self._encode([handle.prompt for handle in pending])
+        for handle in pending:
+            answer = encoded[handle.prompt]
             if isinstance(answer, AppError):
-                self._board.end(run, answer)
+                handle.failure = answer
             else:
-                run.embedding = answer
-                run.encoded_here_s = answer.encode_s
+                handle.vectors = answer
+        for run in runs:
+            if run.embedding.failure:
+                self._board.end(run, run.embedding.failure)
 
-    def _encode(self, prompts: list[str]) -> dict[str, PromptEmbedding | AppError]:
+    def _encode(self, prompts: list[str]) -> dict[str, PromptVectors | AppError]:
         """Encode in one pass; if that fails, one by one, so that only the culprit suffers."""
         try:
             found = dict(zip(prompts, self._encoder.encode(prompts), strict=True))
@@ -189,18 +179,20 @@ class DeviceThread:
         if sample.sample is not None:
             return True
         run, job = sample.run, sample.run.job
-        if run.embedding is None:
+        vectors = run.embedding.vectors
+        if vectors is None:
             return False
         try:
             sample.sample = self._sampler.start(
-                run.embedding, job.width, job.height, job.steps, job.guidance, sample.seed
+                vectors, job.width, job.height, job.steps, job.guidance, sample.seed
             )
         except Exception:
             logger.exception("starting a sample failed: job %s", job.job_id)
             self._board.end(run, GenerationFailed(FAILED))
             return False
         waited_s = time.monotonic() - run.admitted_at
-        sample.queued_s = max(0.0, waited_s - run.encoded_here_s)
+        encode_s = 0.0 if run.came_encoded else vectors.encode_s
+        sample.queued_s = max(0.0, waited_s - encode_s)
         return True
 
     def _step(self, batch: list[SampleRun]) -> bool:
@@ -270,9 +262,10 @@ class DeviceThread:
             logger.exception("encoding the image failed: job %s", job.job_id)
             self._board.end(run, GenerationFailed("The image could not be encoded."))
             return
+        vectors = run.embedding.vectors
         timings = Timings(
             queued_s=sample.queued_s,
-            encode_prompt_s=run.embedding.encode_s if run.embedding else 0.0,
+            encode_prompt_s=vectors.encode_s if vectors else 0.0,
             denoise_s=sample.denoise_s,
             decode_s=sample.decode_s,
             encode_image_s=time.monotonic() - started_at,
@@ -281,9 +274,7 @@ class DeviceThread:
         self._board.finish(run, finished)
 
     def _fail_everything(self, error: AppError) -> None:
-        """End every job and every call of `encode`. Holds the board's lock."""
+        """End every job and forget every prompt. Holds the board's lock."""
         self._board.end_all(error)
         while self._prompts:
-            future = self._prompts.popleft()[1]
-            if future.set_running_or_notify_cancel():
-                future.set_exception(error)
+            self._prompts.popleft().failure = error

@@ -99,8 +99,8 @@ class Engine:
 
         Args:
             job: what to draw.
-            prompt_embedding: from `encode_prompts`; without it the engine encodes the prompt,
-                together with all others that wait.
+            prompt_embedding: from `encode_prompts`; without it the engine encodes `job.prompt`
+                itself, together with all others that wait.
 
         Raises:
             InvalidValue: the model cannot draw that size, or a number is out of range.
@@ -135,12 +135,15 @@ class Engine:
         return GenerationResult(tuple(sorted(images, key=lambda image: image.index)))
 
     async def encode_prompts(self, prompts: Sequence[str]) -> list[PromptEmbedding]:
-        """Encode many prompts in one pass of the text encoders, for `submit` to take.
+        """Have many prompts encoded in one pass of the text encoders, before the next step.
+
+        The handles can be given to `submit` at once: waiting here for the encoders would cost each
+        job a step of a busy device. Should the encoders fail, `submit` raises it.
 
         Raises:
-            GenerationFailed: the encoders failed. Draining: the engine is closing.
+            Draining: the engine is closing. Unavailable: it is dead.
         """
-        return await asyncio.wrap_future(self._device.encode(prompts))
+        return self._device.encode(prompts)
 
     def cancel(self, job_id: str) -> bool:
         """Drop a job at the next step boundary; its events end with `JobCancelled`.

@@ -17,7 +17,7 @@ import torch
 from diffusers import FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 
-from serve_app.engine.text import PromptEmbedding
+from serve_app.engine.text import PromptVectors
 
 TRAIN_TIMESTEPS = 1000  # FluxPipeline hands the transformer timestep / 1000
 
@@ -33,7 +33,7 @@ class NonFiniteLatents(Exception):
 class Sample:
     """One image in the making."""
 
-    embedding: PromptEmbedding
+    vectors: PromptVectors
     width: int
     height: int
     steps: int
@@ -63,7 +63,7 @@ class Sampler:
     @torch.no_grad()
     def start(
         self,
-        embedding: PromptEmbedding,
+        vectors: PromptVectors,
         width: int,
         height: int,
         steps: int,
@@ -77,14 +77,14 @@ class Sampler:
             pipeline.transformer.config.in_channels // 4,
             height,
             width,
-            embedding.states.dtype,
+            vectors.states.dtype,
             self._device,
             torch.Generator("cpu").manual_seed(seed),
         )
         scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
         timesteps = self._set_timesteps(scheduler, steps, latents.shape[1])
         return Sample(
-            embedding,
+            vectors,
             width,
             height,
             len(timesteps),
@@ -135,7 +135,7 @@ class Sampler:
         """Predict velocities [len(samples), tokens, channels]."""
         latents = torch.cat([sample.latents for sample in samples])
         timestep = torch.stack([sample.timesteps[sample.steps_done] for sample in samples])
-        states = torch.cat([sample.embedding.states for sample in samples])
+        states = torch.cat([sample.vectors.states for sample in samples])
         guidance = None
         if self._guidance:
             guidance = torch.tensor(
@@ -148,7 +148,7 @@ class Sampler:
                 # Rounded to the latents' precision first, as FluxPipeline does.
                 timestep=timestep.to(latents.dtype) / TRAIN_TIMESTEPS,
                 guidance=guidance,
-                pooled_projections=torch.cat([sample.embedding.pooled for sample in samples]),
+                pooled_projections=torch.cat([sample.vectors.pooled for sample in samples]),
                 encoder_hidden_states=states,
                 txt_ids=torch.zeros(states.shape[1], 3, device=self._device, dtype=states.dtype),
                 img_ids=samples[0].image_ids,

@@ -1,7 +1,7 @@
 """Prompts to embeddings: one pass through both text encoders for many prompts, and an LRU.
 
 Data flow: prompts -> those not cached, each once -> CLIP pooled state and T5 states -> one
-`PromptEmbedding` per prompt. Runs on the device thread alone (fast tokenizers and models are not
+`PromptVectors` per prompt. Runs on the device thread alone (fast tokenizers and models are not
 safe to share). Must not log prompts: they belong to the user, which is why this does not call
 `FluxPipeline.encode_prompt`, whose warning about truncation prints them.
 """
@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from diffusers import FluxPipeline
 
+from serve_app.errors import AppError
+
 PASS_PROMPTS_MAX = 32  # prompts per encoder pass; bounds activation memory of T5-XXL
 
 
 @dataclass(frozen=True, eq=False)
-class PromptEmbedding:
-    """One encoded prompt, on the device. A handle: it never leaves its process."""
+class PromptVectors:
+    """One encoded prompt, on the device."""
 
     prompt: str
     pooled: torch.Tensor = field(repr=False)
@@ -30,7 +32,24 @@ class PromptEmbedding:
     states: torch.Tensor = field(repr=False)
     """T5 states, [1, text_tokens_max, joint_attention_dim], padding included, as FLUX wants."""
     encode_s: float = 0.0
-    """Seconds of the encoder pass that it came from; 0.0 when it came from the cache."""
+    """Seconds of the encoder pass that they came from; 0.0 when they came from the cache."""
+
+
+@dataclass(eq=False)
+class PromptEmbedding:
+    """A prompt that the engine encodes, or has encoded: a handle that never leaves its process.
+
+    It can be submitted with a job at once. The device thread fills it in before its next step, so
+    that the job joins that very step instead of waiting for one to see its embedding come back.
+    """
+
+    prompt: str
+    vectors: PromptVectors | None = field(default=None, repr=False)
+    failure: AppError | None = None
+
+    @property
+    def pending(self) -> bool:
+        return self.vectors is None and self.failure is None
 
 
 class PromptEncoder:
@@ -40,12 +59,12 @@ class PromptEncoder:
         self._pipeline = pipeline
         self._text_tokens_max = text_tokens_max
         self._cache_entries = cache_entries
-        self._cache: OrderedDict[str, PromptEmbedding] = OrderedDict()
+        self._cache: OrderedDict[str, PromptVectors] = OrderedDict()
         self._lock = threading.Lock()  # of the cache: `cached` may be called from any thread
         self.passes_done = 0
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> list[PromptEmbedding]:
+    def encode(self, prompts: Sequence[str]) -> list[PromptVectors]:
         """Return the embeddings of `prompts`, in their order; equal prompts share one.
 
         A prompt encoded alone is bitwise what `FluxPipeline.encode_prompt` gives; among others it
@@ -55,34 +74,33 @@ class PromptEncoder:
         found = self._lookup(wanted)
         missing = [prompt for prompt in wanted if prompt not in found]
         for start in range(0, len(missing), PASS_PROMPTS_MAX):
-            for embedding in self._encode_pass(missing[start : start + PASS_PROMPTS_MAX]):
-                found[embedding.prompt] = embedding
-                self._remember(embedding)
+            for vectors in self._encode_pass(missing[start : start + PASS_PROMPTS_MAX]):
+                found[vectors.prompt] = vectors
+                self._remember(vectors)
         return [found[prompt] for prompt in prompts]
 
-    def cached(self, prompts: Sequence[str]) -> list[PromptEmbedding] | None:
-        """Return the embeddings if all of them are cached. From any thread."""
-        found = self._lookup(prompts)
-        return [found[prompt] for prompt in prompts] if len(found) == len(set(prompts)) else None
+    def cached(self, prompt: str) -> PromptVectors | None:
+        """Look one prompt up. From any thread."""
+        return self._lookup([prompt]).get(prompt)
 
     def __len__(self) -> int:
         return len(self._cache)
 
-    def _lookup(self, prompts: Iterable[str]) -> dict[str, PromptEmbedding]:
+    def _lookup(self, prompts: Iterable[str]) -> dict[str, PromptVectors]:
         with self._lock:
             for prompt in prompts:
                 if prompt in self._cache:
                     self._cache.move_to_end(prompt)
             return {prompt: self._cache[prompt] for prompt in prompts if prompt in self._cache}
 
-    def _remember(self, embedding: PromptEmbedding) -> None:
+    def _remember(self, vectors: PromptVectors) -> None:
         with self._lock:
-            self._cache[embedding.prompt] = dataclasses.replace(embedding, encode_s=0.0)
-            self._cache.move_to_end(embedding.prompt)
+            self._cache[vectors.prompt] = dataclasses.replace(vectors, encode_s=0.0)
+            self._cache.move_to_end(vectors.prompt)
             while len(self._cache) > self._cache_entries:
                 self._cache.popitem(last=False)
 
-    def _encode_pass(self, prompts: list[str]) -> list[PromptEmbedding]:
+    def _encode_pass(self, prompts: list[str]) -> list[PromptVectors]:
         """As `FluxPipeline._get_clip_prompt_embeds` and `_get_t5_prompt_embeds` (0.42)."""
         started_at = time.monotonic()
         pipeline = self._pipeline
@@ -98,7 +116,7 @@ class PromptEncoder:
         copy = len(prompts) > 1
         encode_s = time.monotonic() - started_at
         return [
-            PromptEmbedding(
+            PromptVectors(
                 prompt,
                 pooled=pooled[row : row + 1].clone() if copy else pooled,
                 states=states[row : row + 1].clone() if copy else states,

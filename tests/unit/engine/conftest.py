@@ -15,9 +15,9 @@ from serve_app.engine.load import load_pipeline
 from serve_app.engine.random_weights import build_random_flux
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """The same thread count on both sides: it may change the order of summation."""
+    """The same thread count on both sides: another one sums in another order."""
     torch.set_num_threads(1)
 
 

@@ -129,17 +129,52 @@ async def test_embeddings_made_beforehand_give_the_same_picture(make_engine: Mak
     assert (await engine.generate(job, embeddings[0])).images[0].image == plain.images[0].image
 
 
-async def test_prompts_are_encoded_while_samples_run(make_engine: MakeEngine, gate: Gate) -> None:
+async def test_a_job_joins_the_step_after_its_prompt_is_encoded(
+    make_engine: MakeEngine, gate: Gate
+) -> None:
     engine = make_engine()
     gate.close()
-    running = asyncio.create_task(engine.generate(make_job(steps=3)))
+    running = asyncio.create_task(engine.generate(make_job("running", steps=3)))
     await until(lambda: gate.calls == 1)
-    encoding = asyncio.create_task(engine.encode_prompts(["a", "b"]))
+    handles = await asyncio.wait_for(engine.encode_prompts(["a", "b"]), 5)
+    assert all(handle.pending for handle in handles)
+    joining = [
+        asyncio.create_task(engine.generate(make_job(handle.prompt, steps=1), handle))
+        for handle in handles
+    ]
+    await until(lambda: engine.stats().samples_queued == 2)
     gate.let_one_through()
-    await asyncio.wait_for(encoding, 10)
-    assert not running.done()
+    await until(lambda: gate.calls == 2)
+    assert gate.batches == [1, 3]
+    assert not any(handle.pending for handle in handles)
     gate.open()
-    await running
+    await asyncio.gather(running, *joining)
+
+
+async def test_an_encoder_that_fails_fails_only_the_culprits_job(
+    make_engine: MakeEngine, pipeline: FluxPipeline
+) -> None:
+    engine = make_engine()
+    tokenizer = pipeline.tokenizer
+
+    def picky(prompts: list[str], **options: object) -> object:
+        if "poison" in prompts:
+            raise RuntimeError("a secret of the machine")
+        return tokenizer(prompts, **options)
+
+    picky.model_max_length = tokenizer.model_max_length  # type: ignore[attr-defined]
+    pipeline.tokenizer = picky
+    prompts = ["good", "poison", "fine"]
+    handles = await engine.encode_prompts(prompts)
+    outcomes = await asyncio.gather(
+        *(engine.generate(make_job(handle.prompt), handle) for handle in handles),
+        *(engine.generate(make_job(prompt, prompt=prompt)) for prompt in prompts),
+        return_exceptions=True,
+    )
+    assert [isinstance(outcome, GenerationFailed) for outcome in outcomes] == [
+        False, True, False, False, True, False,
+    ]  # fmt: skip
+    assert is_empty(engine)
 
 
 async def test_cancelling_frees_the_device_at_the_next_step(
@@ -231,7 +266,9 @@ async def test_nan_fails_its_own_job_and_no_neighbour(make_engine: MakeEngine, g
     engine = make_engine()
     [healthy] = (await engine.generate(make_job("healthy", steps=2))).images
     [embedding] = await engine.encode_prompts(["a red circle"])
-    poisoned = replace(embedding, states=torch.full_like(embedding.states, float("nan")))
+    assert embedding.vectors  # it was cached, so it is there at once
+    nan = torch.full_like(embedding.vectors.states, float("nan"))
+    poisoned = replace(embedding, vectors=replace(embedding.vectors, states=nan))
     gate.batches.clear()
     gate.close()
     tasks = [

@@ -54,8 +54,8 @@ def test_a_known_prompt_costs_no_pass_and_says_so(model: FluxPipeline) -> None:
     assert encoder.passes_done == 1
     assert torch.equal(before.states, after.states)
     assert after.encode_s == 0.0
-    assert encoder.cached(["a", "a"]) == [after, after]
-    assert encoder.cached(["a", "b"]) is None
+    assert encoder.cached("a") is after
+    assert encoder.cached("b") is None
 
 
 def test_the_least_recently_used_prompt_is_forgotten(model: FluxPipeline) -> None:
@@ -65,8 +65,9 @@ def test_the_least_recently_used_prompt_is_forgotten(model: FluxPipeline) -> Non
     encoder.encode(["a"])
     encoder.encode(["c"])
     assert len(encoder) == 2
-    assert encoder.cached(["a", "c"])
-    assert encoder.cached(["b"]) is None
+    assert encoder.cached("a")
+    assert encoder.cached("c")
+    assert encoder.cached("b") is None
 
 
 def test_a_cache_of_no_entries_keeps_none(model: FluxPipeline) -> None:
