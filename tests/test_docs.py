@@ -71,6 +71,30 @@ def test_links_resolve(page: Path) -> None:
     assert not broken
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_named_files_exist(page: Path) -> None:
+    """Paths in backticks are relative to the repository or to `serve_app`."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    paths = re.findall(r"`((?:[a-z_]+/)+(?:[\w.-]+\.(?:py|md|yaml|toml))?)`", text)
+    named = set(paths)
+    assert [
+        path
+        for path in sorted(named)
+        if not ((ROOT / path).exists() or (ROOT / "serve_app" / path).exists())
+    ] == []
+
+
+def test_named_functions_exist() -> None:
+    """`Class.method` of the architecture page is in the code."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    code = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("serve_app/**/*.py"))
+    named = re.findall(r"`([A-Z]\w+)\.([a-z_]\w+)`", text)
+    assert named
+    for owner, function in named:
+        assert re.search(rf"^class {owner}\b", code, re.MULTILINE), owner
+        assert re.search(rf"^    (?:async )?def {function}\(", code, re.MULTILINE), function
+
+
 def test_every_route_is_documented() -> None:
     routes: Any = Api(service=None, models_ready=None).routes()  # type: ignore[arg-type]
     served = {

@@ -1,7 +1,7 @@
-"""The README's examples work: each Python and shell block runs against a served application.
+"""The README's examples work: each client's block runs against a served application.
 
 Data flow: README.md -> code blocks, address and key replaced -> a process of their own in an empty
-folder -> exit status, files and links. Blocks that only start the server are left out.
+folder -> exit status, files and links. Blocks that only start a server are left out.
 """
 
 import json
@@ -13,10 +13,11 @@ import sys
 import urllib.request
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
+
+from tests.conftest import Served
 
 pytestmark = pytest.mark.serve
 
@@ -31,6 +32,7 @@ ACCOUNT_LINES = [
     for line in text.splitlines()
     if line.startswith("flux-serve ")
 ]
+NODE_MODULES = Path(__file__).parent / "clients" / "node" / "node_modules"
 BLOCK_TIMEOUT_S = 240
 
 
@@ -43,7 +45,7 @@ def run(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
-def adapted(block: str, served: Any) -> str:
+def adapted(block: str, served: Served) -> str:
     text = block.replace("http://127.0.0.1:8000", served.url)
     return text.replace("sk-local-development", served.key)
 
@@ -69,7 +71,7 @@ def test_the_readme_has_the_examples_it_promises() -> None:
 
 
 @pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=["openai", "atoma"])
-def test_python_block_draws_a_picture(block: str, served: Any, tmp_path: Path) -> None:
+def test_python_block_draws_a_picture(block: str, served: Served, tmp_path: Path) -> None:
     script = tmp_path / "example.py"
     script.write_text(adapted(block, served), encoding="utf-8")
     run([sys.executable, script.name], tmp_path)
@@ -81,7 +83,7 @@ def test_python_block_draws_a_picture(block: str, served: Any, tmp_path: Path) -
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 @pytest.mark.parametrize("block", CURL_BLOCKS, ids=["draw", "quote"])
-def test_curl_block_gets_an_answer(block: str, served: Any, tmp_path: Path) -> None:
+def test_curl_block_gets_an_answer(block: str, served: Served, tmp_path: Path) -> None:
     printed = run(["bash", "-euo", "pipefail", "-c", adapted(block, served)], tmp_path)
     answer = json.loads(printed)
     if "data" in answer:
@@ -93,7 +95,7 @@ def test_curl_block_gets_an_answer(block: str, served: Any, tmp_path: Path) -> N
         assert answer["affordable"] is True
 
 
-def test_account_commands_work_in_their_order(served: Any, tmp_path: Path) -> None:
+def test_account_commands_work_in_their_order(served: Served, tmp_path: Path) -> None:
     program = str(Path(sys.executable).with_name("flux-serve"))
     printed = [
         run([program, *words, "--config", str(served.config)], served.folder)
@@ -101,3 +103,15 @@ def test_account_commands_work_in_their_order(served: Any, tmp_path: Path) -> No
     ]
     secret = next(line for line in "\n".join(printed).splitlines() if line.startswith("sk-"))
     assert served.balance(secret)["available"] == 100_000_000
+
+
+def test_node_block_draws_a_picture(served: Served, tmp_path: Path) -> None:
+    if shutil.which("node") is None or not NODE_MODULES.is_dir():
+        pytest.skip("the Node.js client is not installed: npm ci in tests/clients/node")
+    [block] = [text for language, text in BLOCKS if language == "js"]
+    (tmp_path / "node_modules").symlink_to(NODE_MODULES)
+    (tmp_path / "example.mjs").write_text(adapted(block, served), encoding="utf-8")
+    printed = run(["node", "example.mjs"], tmp_path)
+    [picture] = tmp_path.glob("*.png")
+    assert picture_size(picture.read_bytes()) == (512, 512)
+    assert printed == f"{512 * 512} compute units\n"
