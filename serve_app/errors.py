@@ -14,6 +14,7 @@ package.
     ├── MissingKey                401
     ├── InvalidKey                401 invalid_api_key
     ├── InsufficientQuota         402 credit_balance_exhausted
+    ├── InsufficientScope         403 insufficient_scope
     ├── ModelNotAllowed           403 model_not_allowed
     ├── BadSignature              403 invalid_signature
     ├── ModelNotFound             404 model_not_found
@@ -123,6 +124,13 @@ class InsufficientQuota(RequestError):
     status = 402
     type = "insufficient_quota"
     code = "credit_balance_exhausted"
+
+
+class InsufficientScope(RequestError):
+    """A good key that was not made for this endpoint."""
+
+    status = 403
+    code = "insufficient_scope"
 
 
 class ModelNotAllowed(RequestError):

@@ -2,15 +2,19 @@
 
 from starlette.requests import Request
 
-from serve_app.errors import InvalidKey, MissingKey
+from serve_app.errors import InsufficientScope, InvalidKey, MissingKey
+from serve_app.metering.keys import SCOPE_IMAGES
 from serve_app.metering.types import Ledger, Principal
 
 KEY_MAX_CHARS = 256
 """Keys are about 50 characters; a longer one is not worth hashing."""
 
 
-async def authenticate(request: Request, ledger: Ledger) -> Principal:
-    """Who sent this request; raises `MissingKey`, `InvalidKey` or `LedgerUnavailable`."""
+async def authenticate(request: Request, ledger: Ledger, scope: str = SCOPE_IMAGES) -> Principal:
+    """Who sent this request, with a key for `scope`.
+
+    Raises `MissingKey`, `InvalidKey`, `InsufficientScope` or `LedgerUnavailable`.
+    """
     header = request.headers.get("authorization", "")
     scheme, _, secret = header.partition(" ")
     secret = secret.strip()
@@ -20,4 +24,7 @@ async def authenticate(request: Request, ledger: Ledger) -> Principal:
         )
     if len(secret) > KEY_MAX_CHARS:
         raise InvalidKey("Incorrect API key provided.")
-    return await ledger.authenticate(secret)
+    principal = await ledger.authenticate(secret)
+    if scope not in principal.scopes:
+        raise InsufficientScope(f"This API key lacks the scope '{scope}'.")
+    return principal

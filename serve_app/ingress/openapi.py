@@ -26,7 +26,7 @@ _ERRORS = {
     400: "Invalid request; `param` names the field.",
     401: "Missing, unknown, revoked or expired API key.",
     402: "The account cannot cover the job's compute units.",
-    403: "Not allowed.",
+    403: "The API key lacks the scope, or the signature is wrong.",
     404: "No such model, image or route.",
     405: "Method not allowed.",
     408: "The body took too long to arrive.",
@@ -38,8 +38,8 @@ _ERRORS = {
     504: "Not ready in time; nothing was charged.",
 }
 _COMMON = (405, 500, 503)
-_KEYED = (401, *_COMMON)
-_POSTED = (400, 402, 403, 404, 408, 413, 415, 504, *_KEYED)
+_KEYED = (401, 403, *_COMMON)
+_POSTED = (400, 402, 404, 408, 413, 415, 504, *_KEYED)
 
 # method, path, summary, request body, reply, errors, needs a key
 _OPERATIONS: tuple[

@@ -87,6 +87,17 @@ async def test_a_revoked_key_is_refused(world: World) -> None:
     assert world.generator.jobs == []
 
 
+@pytest.mark.parametrize("path", POSTS)
+async def test_a_key_of_another_scope_is_a_403_before_the_body_is_read(
+    world: World, path: str
+) -> None:
+    made = await world.ledger.admin.create_key("alice", scopes=("admin",))
+    reply = await BodyNobodyMayRead(
+        world, path, {**JSON, "authorization": f"Bearer {made.secret}"}
+    ).reply()
+    assert (reply.status_code, error_of(reply)["code"]) == (403, "insufficient_scope")
+
+
 async def test_an_outage_of_the_ledger_is_no_401(world: World) -> None:
     world.shaky.lose_requests["authenticate"] = 1
     reply = await world.draw()

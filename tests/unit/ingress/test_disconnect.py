@@ -1,0 +1,125 @@
+"""A client that goes away: the work stops, nothing is charged, nothing stays held."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from scripted import World
+from starlette.types import Message
+
+BODY = json.dumps({"prompt": "a red circle"}).encode()
+
+
+class Connection:
+    """A client that sends one generation and hangs up when told to."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.hung_up = asyncio.Event()
+        self.sent: list[Message] = []
+        self.incoming = [{"type": "http.request", "body": BODY, "more_body": False}]
+        self.scope: dict[str, Any] = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/images/generations",
+            "raw_path": b"/v1/images/generations",
+            "query_string": b"",
+            "headers": [
+                (b"authorization", f"Bearer {world.key}".encode()),
+                (b"content-type", b"application/json"),
+            ],
+            "scheme": "http",
+            "server": ("test", 80),
+        }
+
+    async def receive(self) -> Message:
+        if self.incoming:
+            return self.incoming.pop()
+        await self.hung_up.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    def open(self) -> "asyncio.Task[None]":
+        return asyncio.create_task(self.run())
+
+    async def run(self) -> None:
+        await self.world.app(self.scope, self.receive, self.send)
+
+
+@pytest.mark.parametrize("how", ["the server says so", "the server cancels the handler"])
+async def test_a_client_that_leaves_stops_its_job_and_pays_nothing(world: World, how: str) -> None:
+    world.generator.act = world.generator.hang
+    connection = Connection(world)
+    request = connection.open()
+    await world.generator.started.wait()
+    assert (await world.balance()).held == 1024 * 1024
+    if how == "the server says so":
+        connection.hung_up.set()
+    else:
+        request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    assert world.generator.cancelled.is_set()
+    balance = await world.balance()
+    assert (balance.held, balance.captured) == (0, 0)
+    assert connection.sent == []
+
+
+async def test_a_client_that_leaves_while_its_picture_is_stored_leaves_none_behind(
+    world: World,
+) -> None:
+    assert world.store is not None
+    stored: list[str] = []
+    put, storing, may_finish = world.store.put, asyncio.Event(), asyncio.Event()
+
+    async def slow_put(data: bytes, output_format: str) -> str:
+        storing.set()
+        await may_finish.wait()
+        stored.append(await put(data, output_format))
+        return stored[-1]
+
+    world.store.put = slow_put  # type: ignore[method-assign]
+    connection = Connection(world)
+    request = connection.open()
+    await storing.wait()
+    connection.hung_up.set()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    may_finish.set()
+    await world.service.drain()
+    (image_id,) = stored
+    reply = await world.client(None).get(await world.store.url(image_id))
+    assert reply.status_code == 404
+    assert await world.charged() == 0
+
+
+async def test_a_client_that_stays_gets_its_picture(world: World) -> None:
+    connection = Connection(world)
+    await connection.run()
+    assert connection.sent[0]["status"] == 200
+
+
+async def test_a_client_that_leaves_while_it_is_charged_is_charged_once_and_keeps_its_picture(
+    world: World,
+) -> None:
+    """The capture may be through already, so it is not undone; books and pictures agree."""
+    capture, capturing, may_finish = world.ledger.capture, asyncio.Event(), asyncio.Event()
+
+    async def slow_capture(hold_id: str, units: int) -> Any:
+        capturing.set()
+        await may_finish.wait()
+        return await capture(hold_id, units)
+
+    world.ledger.capture = slow_capture  # type: ignore[method-assign]
+    connection = Connection(world)
+    request = connection.open()
+    await capturing.wait()
+    connection.hung_up.set()
+    may_finish.set()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    await world.service.drain()
+    assert await world.charged() == 1024 * 1024
