@@ -20,7 +20,7 @@ from serve_app.engine.job import (
 from serve_app.engine.sampler import Sample
 from serve_app.engine.schedule import Candidate
 from serve_app.engine.text import PromptEmbedding
-from serve_app.errors import DeadlineExceeded, Draining, Overloaded
+from serve_app.errors import DeadlineExceeded, Overloaded, Unavailable
 
 STEP_TIME_WEIGHT = 0.1  # of the newest step in the running mean: follows a change in ~10 steps
 RETRY_AFTER_MAX_S = 120  # clients ignore a longer Retry-After
@@ -106,7 +106,8 @@ class Board:
     samples: list[SampleRun] = field(default_factory=list)
     """Queued and running, in order of arrival; not those already with the image encoders."""
     clock: StepClock = field(default_factory=StepClock)
-    draining: bool = False
+    refusal: tuple[type[Unavailable], str] | None = None
+    """Why no new job is taken any more: class and message of the error."""
 
     def admit(
         self, job: GenerationJob, deliver: Deliver, embedding: PromptEmbedding | None
@@ -114,12 +115,12 @@ class Board:
         """Queue a job; return it and the number of samples before it.
 
         Raises:
-            Draining: the engine is closing.
+            Draining: the engine is closing. Unavailable: it is dead.
             Overloaded: the queue is full.
         """
         count = len(job.seeds)
         with self.changed:
-            self.refuse_when_draining()
+            self.refuse_when_closed()
             ahead = self._inside()
             if ahead + count > self.queue_max_samples:
                 message = "The model's queue is full. Try again later."
@@ -132,10 +133,11 @@ class Board:
             self.changed.notify_all()
         return run, ahead
 
-    def refuse_when_draining(self) -> None:
-        """Raise Draining once the engine closes."""
-        if self.draining:
-            raise Draining("The server is shutting down.")
+    def refuse_when_closed(self) -> None:
+        """Raise once nobody would ever take a new job from the board."""
+        if self.refusal:
+            kind, message = self.refusal
+            raise kind(message)
 
     def send(self, run: JobRun, event: Event) -> None:
         """Deliver an event of a job that has not ended."""

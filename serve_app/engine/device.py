@@ -31,6 +31,8 @@ FAILURES_IN_A_ROW_MAX = 5  # then the device itself is taken for broken: CUDA fa
 JOIN_S = 10.0  # how long `close` waits for the step in progress before it leaves the thread behind
 
 FAILED = "The model failed while drawing the image."
+CLOSING = "The server is shutting down."
+DEAD = "The model is not running."
 
 
 class DeviceThread:
@@ -63,18 +65,12 @@ class DeviceThread:
             Draining: the engine is closing.
             Unavailable: the device thread died.
         """
-        self.refuse_when_dead()
         handles = [PromptEmbedding(prompt, self._encoder.cached(prompt)) for prompt in prompts]
         with self._board.changed:
-            self._board.refuse_when_draining()
+            self._board.refuse_when_closed()
             self._prompts.extend(handle for handle in handles if handle.pending)
             self._board.changed.notify_all()
         return handles
-
-    def refuse_when_dead(self) -> None:
-        """Raise Unavailable when nobody would ever take a job from the board."""
-        if not self._thread.is_alive():
-            raise Unavailable("The model is not running.")
 
     def trouble(self, stall_after_s: float) -> str | None:
         """Say why the device cannot be relied on, or None. Any thread."""
@@ -91,13 +87,10 @@ class DeviceThread:
         """Refuse new jobs, finish the others for `drain_s`, fail the rest, end the thread."""
         board = self._board
         with board.changed:
-            board.draining = True
-            board.changed.wait_for(
-                lambda: not board.runs or not self._thread.is_alive(),
-                timeout=drain_s,
-            )
+            board.refusal = board.refusal or (Draining, CLOSING)
+            board.changed.wait_for(lambda: not board.runs, timeout=drain_s)
             self._stopping = True
-            self._fail_everything(Draining("The server is shutting down."))
+            self._fail_everything(Draining(CLOSING))
             board.changed.notify_all()
         self._thread.join(JOIN_S)
 
@@ -111,8 +104,8 @@ class DeviceThread:
             raise
         finally:
             with self._board.changed:
-                self._fail_everything(GenerationFailed("The model stopped."))
-                self._board.changed.notify_all()
+                self._board.refusal = self._board.refusal or (Unavailable, DEAD)
+                self._fail_everything(GenerationFailed(FAILED))
 
     def _wait_for_work(self) -> bool:
         """Sleep until there is something to do; False when the thread shall end."""
@@ -137,7 +130,9 @@ class DeviceThread:
         batch = [ready[index] for index in chosen if self._start(ready[index])]
         if batch and self._step(batch):
             for sample in batch:
-                self._after_step(sample)
+                self._tell(sample)
+            for sample in batch:
+                self._finish(sample)
 
     def _encode_prompts(self) -> None:
         """Fill in the embeddings that were asked for and those that jobs came without."""
@@ -216,13 +211,16 @@ class DeviceThread:
             sample.denoise_s += seconds
         return True
 
-    def _after_step(self, sample: SampleRun) -> None:
-        """Tell the consumer; if that was the last step, decode and pass on the pixels."""
+    def _tell(self, sample: SampleRun) -> None:
+        """Send the step just done, before any decoding: a message should not wait for that."""
         run, state = sample.run, sample.sample
-        if run.ended or state is None:
-            return
-        self._board.send(run, Step(run.job.job_id, sample.index, state.steps_done, state.steps))
-        if not state.done:
+        if state is not None:
+            self._board.send(run, Step(run.job.job_id, sample.index, state.steps_done, state.steps))
+
+    def _finish(self, sample: SampleRun) -> None:
+        """After its last step, decode a sample and pass its pixels on."""
+        run, state = sample.run, sample.sample
+        if run.ended or state is None or not state.done:
             return
         pixels = self._decode(sample)
         with self._board.changed:

@@ -104,12 +104,11 @@ class Engine:
 
         Raises:
             InvalidValue: the model cannot draw that size, or a number is out of range.
-            Overloaded: the queue is full. Draining: the engine is closing.
+            Overloaded: the queue is full. Draining: the engine is closing. Unavailable: it is dead.
             GenerationFailed: the model failed. DeadlineExceeded: `timeout_s` has passed.
             JobCancelled: somebody called `cancel`.
         """
         self._check_job(job)
-        self._device.refuse_when_dead()
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
 

@@ -381,7 +381,7 @@ async def test_closing_finishes_what_runs_and_refuses_what_is_new(
     running = asyncio.create_task(engine.generate(make_job("running")))
     await until(lambda: gate.calls == 1)
     closing = asyncio.create_task(engine.close(drain_s=30))
-    await until(lambda: engine._board.draining)
+    await until(lambda: engine._board.refusal is not None)
     with pytest.raises(Draining):
         await engine.generate(make_job("new"))
     with pytest.raises(Draining):
