@@ -116,6 +116,7 @@ class ImageService:
         """Draw, store and charge; any failure after the hold charges nothing."""
         plan = self.plan(request)
         hold = await self.ledger.hold(self._hold_request(principal, plan, request_id))
+        self._log_job(principal, request, plan, hold)
         stored: list[asyncio.Task[str]] = []
         capture: asyncio.Task[Resolution] | None = None
         try:
@@ -124,10 +125,13 @@ class ImageService:
             capture = self._in_background(self._capture(hold, plan))
             resolution = await asyncio.shield(capture)
         except BaseException as exc:  # also CancelledError: a client that left is not charged
-            await asyncio.shield(self._in_background(self._undo(hold, stored, capture)))
+            undoing = self._in_background(self._undo(hold, stored, capture))
+            charged = await asyncio.shield(undoing)
             if isinstance(exc, TimeoutError):
                 raise DeadlineExceeded("The image was not ready in time.") from exc
-            raise
+            if charged is None or not isinstance(exc, Unavailable):
+                raise
+            resolution = charged  # only the answer was lost: who has paid gets the pictures
         return Delivery(
             plan=plan,
             images=images,
@@ -148,6 +152,19 @@ class ImageService:
             steps=plan.steps,
             units=plan.units,
             ttl_s=self.config.ledger.hold_ttl_s,
+        )
+
+    def _log_job(self, principal: Principal, request: ImageRequest, plan: Plan, hold: Hold) -> None:
+        prompt = plan.prompt if self.config.log_prompts else f"({len(plan.prompt)} characters)"
+        logger.info(
+            "job %s: account %s, user %r, %d images %s, %d units, prompt %r",
+            hold.id,
+            principal.account_id,
+            request.user,  # quoted, as the prompt: a line break in it must not forge a line
+            plan.n,
+            plan.size,
+            plan.units,
+            prompt,
         )
 
     async def _draw(
@@ -189,8 +206,8 @@ class ImageService:
         hold: Hold,
         stored: list[asyncio.Task[str]],
         capture: asyncio.Task[Resolution] | None,
-    ) -> None:
-        """Release the hold and drop the stored pictures, unless the capture went through."""
+    ) -> Resolution | None:
+        """Release the hold and drop the stored pictures; the capture if that went through."""
         if capture is not None:
             await asyncio.wait([capture])
         try:
@@ -199,8 +216,9 @@ class ImageService:
             logger.exception("hold %s is left to its expiry", hold.id)
         else:
             if resolution.state is HoldState.CAPTURED:
-                return
+                return resolution
         self._in_background(self._drop(stored))  # the reply need not wait for the store
+        return None
 
     async def _drop(self, stored: list[asyncio.Task[str]]) -> None:
         for put in stored:

@@ -1,0 +1,373 @@
+"""One job from quote to charged pictures: whatever goes wrong, the books and the store agree."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted import UNITS_1024, World
+from sqlalchemy import select
+
+from serve_app import service as service_module
+from serve_app.errors import (
+    AppError,
+    DeadlineExceeded,
+    GenerationFailed,
+    InsufficientQuota,
+    InvalidKey,
+    LedgerUnavailable,
+    Overloaded,
+    StoreUnavailable,
+)
+from serve_app.metering.tables import holds
+from serve_app.metering.types import HoldState
+from serve_app.schema import ImageRequest
+from serve_app.service import Delivery
+
+MakeWorld = Callable[..., Awaitable[World]]
+REQUEST = ImageRequest(prompt="a red circle")
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tries are what matters here, not the pauses between them."""
+    monkeypatch.setattr(service_module, "RESOLVE_BACKOFF_S", (0.0, 0.0, 0.0))
+
+
+async def generate(world: World, request: ImageRequest = REQUEST) -> Delivery:
+    return await world.service.generate(world.principal, request, "req_1")
+
+
+async def files(world: World) -> list[Path]:
+    """Pictures in the store once all is settled."""
+    await world.service.drain()
+    assert world.config.store is not None
+    return pictures_under(Path(world.config.store.url.removeprefix("file://")))
+
+
+def pictures_under(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+async def assert_nothing_happened(world: World) -> None:
+    assert await files(world) == []
+    balance = await world.balance()
+    assert (balance.held, balance.captured) == (0, 0)
+
+
+async def only_hold_of(world: World) -> Any:
+    async with world.ledger._database.read() as connection:
+        return (await connection.execute(select(holds))).one()
+
+
+@pytest.mark.parametrize("n", [1, 3, 10])
+async def test_a_delivery_is_charged_exactly_its_quote(world: World, n: int) -> None:
+    request = ImageRequest(prompt="x", n=n, size="272x128", quality="hd")
+    quote = await world.service.quote(world.principal, request)
+    delivery = await generate(world, request)
+    assert delivery.units == quote.plan.units == n * 272 * 128 * 2
+    assert len(delivery.images) == len(await files(world)) == n
+    balance = await world.balance()
+    assert (balance.held, balance.captured) == (0, delivery.units)
+    assert delivery.available_units == balance.available
+
+
+async def test_images_come_in_the_order_of_their_seeds(world: World) -> None:
+    delivery = await generate(world, ImageRequest(prompt="x", n=3, seed=5))
+    assert [image.seed for image in delivery.images] == [5, 6, 7]
+
+
+async def test_the_hold_on_file_says_what_was_asked_for(world: World) -> None:
+    await generate(world, ImageRequest(prompt="x", n=2, size="512x256", quality="low"))
+    hold = await only_hold_of(world)
+    assert (hold.model, hold.n, hold.width, hold.height, hold.steps) == (
+        "flux-mini",
+        2,
+        512,
+        256,
+        2,
+    )
+    assert (hold.request_id, hold.key_id) == ("req_1", world.principal.key_id)
+    assert (hold.state, hold.captured_units) == (HoldState.CAPTURED, hold.units)
+
+
+async def test_units_are_held_while_the_model_draws(world: World) -> None:
+    seen: list[int] = []
+
+    async def look(job: Any) -> Any:
+        seen.append((await world.balance()).held)
+        return await world.generator.draw(job)
+
+    world.generator.act = look
+    await generate(world)
+    assert seen == [UNITS_1024]
+
+
+async def test_an_empty_account_never_reaches_the_model(make_world: MakeWorld) -> None:
+    world = await make_world(granted=UNITS_1024 - 1)
+    with pytest.raises(InsufficientQuota):
+        await generate(world)
+    assert world.generator.jobs == []
+    await assert_nothing_happened(world)
+
+
+async def test_a_key_revoked_since_it_was_checked_never_reaches_the_model(world: World) -> None:
+    await world.ledger.admin.revoke_key(world.principal.key_id)
+    with pytest.raises(InvalidKey):
+        await generate(world)
+    assert world.generator.jobs == []
+
+
+async def test_two_jobs_on_a_balance_for_one_get_one_picture_and_one_402(
+    make_world: MakeWorld,
+) -> None:
+    world = await make_world(granted=UNITS_1024)
+    results = await asyncio.gather(*(generate(world) for _ in range(2)), return_exceptions=True)
+    kinds = sorted(type(result).__name__ for result in results)
+    assert kinds == ["Delivery", "InsufficientQuota"]
+    assert len(world.generator.jobs) == 1
+    balance = await world.balance()
+    assert (balance.available, balance.captured) == (0, UNITS_1024)
+
+
+async def test_many_jobs_at_once_never_overdraw(make_world: MakeWorld) -> None:
+    world = await make_world(granted=5 * UNITS_1024 + 1)
+    results = await asyncio.gather(*(generate(world) for _ in range(12)), return_exceptions=True)
+    assert sum(isinstance(result, Delivery) for result in results) == 5
+    assert sum(isinstance(result, InsufficientQuota) for result in results) == 7
+    assert (await world.balance()).available == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [GenerationFailed("x"), Overloaded("x"), AppError("x"), RuntimeError("x"), ValueError("x")],
+    ids=lambda error: type(error).__name__,
+)
+async def test_a_model_that_fails_is_not_charged_for(world: World, error: Exception) -> None:
+    world.generator.act = world.generator.failing(error)
+    with pytest.raises(type(error)):
+        await generate(world)
+    await assert_nothing_happened(world)
+    assert (await only_hold_of(world)).state == HoldState.RELEASED
+
+
+@pytest.mark.parametrize("act", ["draw_one_too_few", "draw_one_too_many"])
+async def test_a_wrong_number_of_images_is_a_failure_and_free(world: World, act: str) -> None:
+    world.generator.act = getattr(world.generator, act)
+    with pytest.raises(GenerationFailed):
+        await generate(world, ImageRequest(prompt="x", n=2))
+    await assert_nothing_happened(world)
+
+
+async def test_a_job_past_its_deadline_is_cancelled_and_free(make_world: MakeWorld) -> None:
+    world = await make_world(limits={"request_timeout_s": 0.01})
+    world.generator.act = world.generator.hang
+    with pytest.raises(DeadlineExceeded):
+        await generate(world)
+    assert world.generator.cancelled.is_set()
+    await assert_nothing_happened(world)
+
+
+async def test_a_cancelled_job_stops_the_model_and_is_free(world: World) -> None:
+    world.generator.act = world.generator.hang
+    job = asyncio.create_task(generate(world))
+    await world.generator.started.wait()
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    assert world.generator.cancelled.is_set()
+    await assert_nothing_happened(world)
+
+
+async def test_a_job_cancelled_twice_is_released_all_the_same(world: World) -> None:
+    """The second cancellation comes while the release that the first one caused is under way."""
+    release, releasing, may_finish = world.ledger.release, asyncio.Event(), asyncio.Event()
+
+    async def slow_release(hold_id: str) -> Any:
+        releasing.set()
+        await may_finish.wait()
+        return await release(hold_id)
+
+    world.ledger.release = slow_release  # type: ignore[method-assign]
+    world.generator.act = world.generator.hang
+    job = asyncio.create_task(generate(world))
+    await world.generator.started.wait()
+    job.cancel()
+    await releasing.wait()
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    may_finish.set()
+    await assert_nothing_happened(world)
+
+
+@pytest.mark.parametrize("good", [0, 1, 2])
+async def test_a_store_that_fails_makes_the_job_free_and_keeps_no_picture(
+    world: World, good: int
+) -> None:
+    assert world.store is not None
+    put, left = world.store.put, good
+
+    async def failing_put(data: bytes, output_format: str) -> str:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise StoreUnavailable("The image store cannot be written right now.")
+        return await put(data, output_format)
+
+    world.store.put = failing_put  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        await generate(world, ImageRequest(prompt="x", n=3))
+    await assert_nothing_happened(world)
+
+
+async def test_a_store_that_hangs_meets_the_deadline(make_world: MakeWorld) -> None:
+    world = await make_world(limits={"request_timeout_s": 0.05})
+    assert world.store is not None
+    put, may_finish = world.store.put, asyncio.Event()
+
+    async def slow_put(data: bytes, output_format: str) -> str:
+        await may_finish.wait()
+        return await put(data, output_format)
+
+    world.store.put = slow_put  # type: ignore[method-assign]
+    with pytest.raises(DeadlineExceeded):
+        await generate(world)
+    may_finish.set()
+    await assert_nothing_happened(world)
+
+
+async def test_a_store_that_cannot_sign_makes_the_job_free(world: World) -> None:
+    assert world.store is not None
+
+    async def no_url(image_id: str) -> str:
+        raise StoreUnavailable("The image store cannot sign URLs right now.")
+
+    world.store.url = no_url  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        await generate(world)
+    await assert_nothing_happened(world)
+
+
+async def test_pictures_that_cannot_be_deleted_do_not_hide_the_failure(world: World) -> None:
+    assert world.store is not None
+
+    async def no_delete(image_id: str) -> None:
+        raise StoreUnavailable("The image store cannot be written right now.")
+
+    world.store.delete = no_delete  # type: ignore[method-assign]
+    world.shaky.lose_requests["capture"] = 99
+    with pytest.raises(LedgerUnavailable):
+        await generate(world)
+    assert len(await files(world)) == 1
+    assert await world.charged() == 0
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["lose_requests", "lose_answers"])
+async def test_a_charge_in_doubt_is_tried_until_known_and_charged_once(
+    world: World, kind: str, lost: int
+) -> None:
+    getattr(world.shaky, kind)["capture"] = lost
+    delivery = await generate(world)
+    assert delivery.units == UNITS_1024
+    assert await world.charged() == UNITS_1024
+    assert len(await files(world)) == 1
+
+
+async def test_a_charge_that_cannot_be_made_delivers_nothing(world: World) -> None:
+    world.shaky.lose_requests["capture"] = 99
+    with pytest.raises(LedgerUnavailable):
+        await generate(world)
+    await assert_nothing_happened(world)
+
+
+async def test_a_charge_that_went_through_unheard_is_delivered(world: World) -> None:
+    """No try heard an answer, but the release that followed learnt of the charge."""
+    world.shaky.lose_answers["capture"] = 99
+    delivery = await generate(world)
+    assert delivery.units == await world.charged() == UNITS_1024
+    assert len(await files(world)) == 1
+
+
+@pytest.mark.parametrize("kind", ["lose_requests", "lose_answers"])
+async def test_a_release_in_doubt_is_tried_again(world: World, kind: str) -> None:
+    getattr(world.shaky, kind)["release"] = 2
+    world.generator.act = world.generator.failing(GenerationFailed("x"))
+    with pytest.raises(GenerationFailed):
+        await generate(world)
+    await assert_nothing_happened(world)
+
+
+async def test_a_ledger_that_is_gone_leaves_the_hold_to_its_expiry(world: World) -> None:
+    world.shaky.lose_requests["release"] = 99
+    world.generator.act = world.generator.failing(GenerationFailed("x"))
+    with pytest.raises(GenerationFailed):
+        await generate(world)
+    assert (await world.balance()).held == UNITS_1024
+    expire_all(world)
+    assert await world.ledger.expire_holds() == 1
+    await assert_nothing_happened(world)
+
+
+async def test_a_hold_that_expired_under_the_model_is_a_504_and_free(world: World) -> None:
+    async def too_late(job: Any) -> Any:
+        expire_all(world)
+        await world.ledger.expire_holds()
+        return await world.generator.draw(job)
+
+    world.generator.act = too_late
+    with pytest.raises(DeadlineExceeded):
+        await generate(world)
+    await assert_nothing_happened(world)
+    assert (await only_hold_of(world)).state == HoldState.EXPIRED
+
+
+def expire_all(world: World) -> None:
+    """Let the ledger's clock run past every hold."""
+    world.ledger._clock = lambda: datetime.now(UTC) + timedelta(days=1)
+
+
+async def test_draining_waits_for_a_release_under_way(world: World) -> None:
+    release, releasing = world.ledger.release, asyncio.Event()
+
+    async def slow_release(hold_id: str) -> Any:
+        releasing.set()
+        await asyncio.sleep(0)
+        return await release(hold_id)
+
+    world.ledger.release = slow_release  # type: ignore[method-assign]
+    world.generator.act = world.generator.hang
+    job = asyncio.create_task(generate(world))
+    await world.generator.started.wait()
+    job.cancel()
+    await releasing.wait()
+    job.cancel()
+    await world.service.drain()
+    assert (await world.balance()).held == 0
+    with pytest.raises(asyncio.CancelledError):
+        await job
+
+
+async def test_a_bad_request_holds_nothing(world: World) -> None:
+    with pytest.raises(AppError):
+        await generate(world, ImageRequest(prompt="x", size="1x1"))
+    assert (await world.balance()).held == 0
+    assert world.generator.jobs == []
+
+
+@pytest.mark.parametrize("log_prompts", [False, True])
+async def test_a_job_is_logged_with_its_user_and_its_prompt_only_on_request(
+    make_world: MakeWorld, log_prompts: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = await make_world(log_prompts=log_prompts)
+    request = ImageRequest(prompt="a private picture", user="u-7\nERROR forged line")
+    with caplog.at_level(logging.INFO, logger="flux_serve"):
+        await generate(world, request)
+    (line,) = [record.getMessage() for record in caplog.records if "u-7" in record.getMessage()]
+    assert "\n" not in line
+    assert world.principal.account_id in line
+    assert ("a private picture" in line) == log_prompts
