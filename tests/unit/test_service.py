@@ -365,7 +365,7 @@ async def test_a_job_is_logged_with_its_user_and_its_prompt_only_on_request(
 ) -> None:
     world = await make_world(log_prompts=log_prompts)
     request = ImageRequest(prompt="a private picture", user="u-7\nERROR forged line")
-    with caplog.at_level(logging.INFO, logger="flux_serve"):
+    with caplog.at_level(logging.INFO):
         await generate(world, request)
     (line,) = [record.getMessage() for record in caplog.records if "u-7" in record.getMessage()]
     assert "\n" not in line

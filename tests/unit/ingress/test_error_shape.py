@@ -108,7 +108,7 @@ async def test_an_error_of_each_class_reaches_the_client_as_its_class_says(
 CONTRACT = [
     (errors.MissingKey, 401, "invalid_request_error", None),
     (errors.InvalidKey, 401, "invalid_request_error", "invalid_api_key"),
-    (errors.ModelNotAllowed, 403, "invalid_request_error", "model_not_allowed"),
+    (errors.InsufficientScope, 403, "invalid_request_error", "insufficient_scope"),
     (errors.MalformedBody, 400, "invalid_request_error", None),
     (errors.MissingParameter, 400, "invalid_request_error", "missing_required_parameter"),
     (errors.InvalidType, 400, "invalid_request_error", "invalid_type"),
@@ -120,7 +120,6 @@ CONTRACT = [
     (errors.BodyTooLarge, 413, "invalid_request_error", "body_too_large"),
     (errors.UnsupportedMediaType, 415, "invalid_request_error", "unsupported_media_type"),
     (errors.InsufficientQuota, 402, "insufficient_quota", "credit_balance_exhausted"),
-    (errors.RateLimited, 429, "requests", "rate_limit_exceeded"),
     (errors.Overloaded, 503, "service_unavailable_error", "server_is_overloaded"),
     (errors.GenerationFailed, 500, "server_error", "generation_failed"),
     (errors.DeadlineExceeded, 504, "server_error", "timeout"),
