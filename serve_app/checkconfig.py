@@ -9,17 +9,16 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.schema import ServeDeploySchema
 
 from serve_app.config import AppConfig, BatchingConfig
+from serve_app.configfile import BUILDER, read_yaml, sentences
 from serve_app.deployments.proxy import CALLBACK_PATH, CALLBACK_VARIABLE
 from serve_app.errors import ConfigError
 from serve_app.loopback import is_loopback
 
-BUILDER = "serve_app.graph:build"
 # Serve types these as plain dicts in its schema, yet reads them as the classes.
 _TYPED_DICTS: dict[str, type[BaseModel]] = {
     "autoscaling_config": AutoscalingConfig,
@@ -29,27 +28,16 @@ _FREE_FORM = frozenset({"args", "user_config", "env_vars", "runtime_env"})
 """Keys whose contents Serve does not define; the first two are checked by our own types."""
 
 
-def load_app_config(path: Path) -> AppConfig:
-    """The configuration of the file's flux-serve application, or `ConfigError`."""
-    for application in _read(path).get("applications") or []:
-        if isinstance(application, dict) and application.get("import_path") == BUILDER:
-            try:
-                return AppConfig.model_validate(application.get("args") or {})
-            except ValidationError as exc:
-                raise ConfigError(f"{path}: {'; '.join(_sentences('args', exc))}") from exc
-    raise ConfigError(f"{path}: no application has import_path {BUILDER}")
-
-
 def check_config_file(path: Path) -> list[str]:
     """Every problem of a config file; an empty list means that it can be served."""
     try:
-        data = _read(path)
+        data = read_yaml(path)
         unknown = _unknown_keys(data, ServeDeploySchema, "")
         schema = ServeDeploySchema.model_validate(data)
     except ConfigError as exc:
         return [str(exc)]
     except ValidationError as exc:
-        return unknown + _sentences("", exc)
+        return unknown + sentences("", exc)
     problems = unknown + _proxy_problems(data)
     for index, application in enumerate(schema.applications):
         where = f"applications[{index}]"
@@ -58,29 +46,11 @@ def check_config_file(path: Path) -> list[str]:
         try:
             config = AppConfig.model_validate(application.args)
         except ValidationError as exc:
-            problems += _sentences(f"{where}.args", exc)
+            problems += sentences(f"{where}.args", exc)
             continue
         problems += _development_problems(config, schema.http_options.host)
         problems += _deployment_problems(config, data["applications"][index], where)
     return problems
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
-        raise ConfigError(f"{path}: cannot be read as YAML: {exc}") from exc
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: must be a mapping with 'applications'")
-    return data
-
-
-def _sentences(where: str, exc: ValidationError) -> list[str]:
-    found = []
-    for error in exc.errors(include_url=False, include_input=False):
-        path = ".".join(str(part) for part in (where, *error["loc"]) if part != "")
-        found.append(f"{path}: {error['msg']}")
-    return found
 
 
 def _unknown_keys(data: Any, model: type[BaseModel], where: str) -> list[str]:
@@ -147,5 +117,5 @@ def _deployment_problems(config: AppConfig, application: dict[str, Any], where: 
             try:
                 BatchingConfig.model_validate(deployment["user_config"])
             except ValidationError as exc:
-                problems += _sentences(f"{path}.user_config", exc)
+                problems += sentences(f"{path}.user_config", exc)
     return problems

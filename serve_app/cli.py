@@ -60,6 +60,18 @@ def check_config(
     typer.echo(f"{file}: ok")
 
 
+@app.command(epilog="Example: flux-serve serve configs/local.yaml")
+def serve(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A Serve config file.")] = Path(
+        "configs/local.yaml"
+    ),
+) -> None:
+    """Check a config file, `serve run` it, and say where it listens. Ctrl-C stops it."""
+    from serve_app.launch import serve_file
+
+    raise typer.Exit(serve_file(file))
+
+
 def main() -> None:
     """The `flux-serve` script."""
     app()

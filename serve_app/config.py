@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 
 from serve_app.registry import MODEL_DEFAULTS
 
+Size = Annotated[str, Field(pattern=r"^[0-9]{2,5}x[0-9]{2,5}$")]
+"""`WIDTHxHEIGHT` in pixels."""
 Precision = Literal["fp32", "bf16"]
 Quality = Literal["low", "medium", "standard", "auto", "hd", "high", "xhigh", "max"]
 
@@ -44,6 +46,9 @@ class EngineConfig(Section):
         ge=0,
         description="Prompt embeddings kept, least recently used dropped; 0 keeps none.",
     )
+    warm_up_sizes: tuple[Size, ...] = Field(
+        (), description="Sizes drawn once at start, so that no client waits for the first use."
+    )
     queue_max_samples: PositiveInt = Field(
         256, description="Samples a replica holds before it answers 503."
     )
@@ -52,7 +57,9 @@ class EngineConfig(Section):
 class BatchingConfig(Section):
     """Dynamic batching of prompts into one text-encoder pass (`@serve.batch`)."""
 
-    max_batch_size: PositiveInt = Field(16, le=256, description="Prompts per text-encoder pass.")
+    max_batch_size: PositiveInt = Field(
+        16, le=32, description="Prompts per text-encoder pass; more would strain its memory."
+    )
     batch_wait_timeout_s: float = Field(
         0.005, ge=0, le=1, description="How long the first prompt of a batch waits for others."
     )
@@ -63,7 +70,9 @@ class ModelConfig(Section):
 
     id: str = Field(min_length=1, max_length=200, description="Name in `model` of a request.")
     source: str = Field(
-        description="`embedded:flux-mini`, a local diffusers folder, or a hub id.",
+        description="`embedded:flux-mini`, a local diffusers folder, a hub id, or "
+        "`random:schnell`, `random:dev` (true size, noise for pictures; `random:tiny-...` for "
+        "tests).",
     )
     aliases: tuple[str, ...] = Field(
         (), description="Other names that this model answers to; `x-model` tells the truth."
@@ -88,9 +97,7 @@ class ModelConfig(Section):
     guidance_scale: float = Field(
         0.0, ge=0, le=20, description="Default guidance; 0 for distilled models that ignore it."
     )
-    default_size: str = Field(
-        "1024x1024", pattern=r"^\d{2,5}x\d{2,5}$", description="Size of `auto` or when absent."
-    )
+    default_size: Size = Field("1024x1024", description="Size of `auto` or when absent.")
     min_edge_px: PositiveInt = Field(256, description="Smallest width or height.")
     max_edge_px: PositiveInt = Field(2048, le=8192, description="Largest width or height.")
     max_pixels: PositiveInt = Field(
@@ -104,7 +111,8 @@ class ModelConfig(Section):
     text_tokens_max: PositiveInt | None = Field(
         None,
         le=512,
-        description="Tokens of the T5 encoder; null takes the model folder's. schnell wants 256.",
+        description="Tokens of the T5 encoder; null takes what suits the model: its folder's "
+        "length, at most 256 where it takes no guidance (distilled), else 512.",
     )
     num_gpus: float = Field(0, ge=0, description="GPUs pinned to each replica.")
     num_cpus: float = Field(1, ge=0, description="CPUs reserved for each replica.")
@@ -136,6 +144,12 @@ class ModelConfig(Section):
     def _limits_agree(self) -> Self:
         if self.min_edge_px > self.max_edge_px:
             raise ValueError("min_edge_px is larger than max_edge_px")
+        for size in (self.default_size, *self.engine.warm_up_sizes):
+            width, height = (int(edge) for edge in size.split("x"))
+            if min(width, height) < self.min_edge_px or max(width, height) > self.max_edge_px:
+                raise ValueError(f"size {size} is outside min_edge_px and max_edge_px")
+            if width * height > self.max_pixels:
+                raise ValueError(f"size {size} has more than max_pixels")
         missing = {"low", "medium", "standard", "auto", "hd", "high"} - set(self.quality_steps)
         if missing:
             raise ValueError(f"quality_steps lacks {sorted(missing)}")
@@ -188,7 +202,7 @@ class LimitsConfig(Section):
     """What the gateway bounds."""
 
     body_max_bytes: PositiveInt = Field(
-        262_144, description="Largest request body: 32,000 characters of 4 bytes, JSON-escaped."
+        262_144, description="Largest request body; the longest prompt in UTF-8 takes half of it."
     )
     body_timeout_s: PositiveFloat = Field(
         10, description="How long a client may take to send its body."

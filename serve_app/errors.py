@@ -10,23 +10,21 @@ package.
     │   ├── MissingParameter      400 missing_required_parameter
     │   ├── InvalidType           400 invalid_type
     │   ├── InvalidValue          400 invalid_value
-    │   └── UnsupportedValue      400 unsupported_value
-    ├── MissingKey                401
-    ├── InvalidKey                401 invalid_api_key
-    ├── InsufficientQuota         402 credit_balance_exhausted
-    ├── InsufficientScope         403 insufficient_scope
-    ├── ModelNotAllowed           403 model_not_allowed
-    ├── BadSignature              403 invalid_signature
-    ├── ModelNotFound             404 model_not_found
-    ├── ImageNotFound             404 image_not_found
-    ├── UnknownRoute              404 unknown_url
-    ├── MethodNotAllowed          405 method_not_allowed
-    ├── BodyTimeout               408 request_timeout
-    ├── IdempotencyKeyReused      409 idempotency_key_reused
-    ├── ImageExpired              410 image_expired
-    ├── BodyTooLarge              413 body_too_large
-    ├── UnsupportedMediaType      415 unsupported_media_type
-    ├── RateLimited               429 rate_limit_exceeded
+    │   ├── UnsupportedValue      400 unsupported_value
+    │   ├── MissingKey            401
+    │   ├── InvalidKey            401 invalid_api_key
+    │   ├── InsufficientQuota     402 credit_balance_exhausted
+    │   ├── InsufficientScope     403 insufficient_scope
+    │   ├── BadSignature          403 invalid_signature
+    │   ├── ModelNotFound         404 model_not_found
+    │   ├── ImageNotFound         404 image_not_found
+    │   ├── UnknownRoute          404 unknown_url
+    │   ├── MethodNotAllowed      405 method_not_allowed
+    │   ├── BodyTimeout           408 request_timeout
+    │   ├── IdempotencyKeyReused  409 idempotency_key_reused
+    │   ├── ImageExpired          410 image_expired
+    │   ├── BodyTooLarge          413 body_too_large
+    │   └── UnsupportedMediaType  415 unsupported_media_type
     ├── GenerationFailed          500 generation_failed
     ├── Unavailable               503 service_unavailable
     │   ├── Overloaded            503 server_is_overloaded
@@ -133,11 +131,6 @@ class InsufficientScope(RequestError):
     code = "insufficient_scope"
 
 
-class ModelNotAllowed(RequestError):
-    status = 403
-    code = "model_not_allowed"
-
-
 class BadSignature(RequestError):
     status = 403
     code = "invalid_signature"
@@ -189,12 +182,6 @@ class BodyTooLarge(RequestError):
 class UnsupportedMediaType(RequestError):
     status = 415
     code = "unsupported_media_type"
-
-
-class RateLimited(AppError):
-    status = 429
-    type = "requests"
-    code = "rate_limit_exceeded"
 
 
 class GenerationFailed(AppError):

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import yaml
 
-from serve_app.checkconfig import check_config_file, load_app_config
+from serve_app.checkconfig import check_config_file
 from serve_app.config import AppConfig
+from serve_app.configfile import load_app_config
 from serve_app.errors import ConfigError
 
 POLL_INTERVAL_S = 0.5

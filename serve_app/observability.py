@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 _request_id: ContextVar[str] = ContextVar("request_id", default="-")
-LOGGER_NAME = "flux_serve"
+LOGGER_NAME = "serve_app"
+"""Every module logs under its own name, which starts with this."""
 
 
 @contextmanager

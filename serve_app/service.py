@@ -29,7 +29,7 @@ from serve_app.plan import Catalogue, Plan, plan_job
 from serve_app.schema import SEED_MAX, ImageRequest
 from serve_app.storage.store import ImageStore
 
-logger = logging.getLogger("flux_serve.service")
+logger = logging.getLogger(__name__)
 
 RESOLVE_BACKOFF_S = (0.1, 0.4, 1.6)
 """Waits between the tries to resolve a hold; after them its expiry does it."""

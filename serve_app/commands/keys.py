@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 app = typer.Typer(cls=CommandGroup, no_args_is_help=True, help="API keys of accounts.")
 
 
-@app.command(epilog="Example: flux-serve keys create alice --expires-at 2027-01-31 --rpm 60")
+@app.command(epilog="Example: flux-serve keys create alice --expires-at 2027-01-31")
 def create(
     account: Annotated[str, typer.Argument(metavar="ACCOUNT", help="Its id or its name.")],
     scope: Annotated[
@@ -43,7 +43,6 @@ def create(
         str | None,
         typer.Option(metavar="TIME", help="ISO 8601; UTC where it names no zone. Default: never."),
     ] = None,
-    rpm: Annotated[int | None, typer.Option(help="Requests a minute. Default: no limit.")] = None,
     config: ConfigOption = None,
     ledger_url: UrlOption = None,
     as_json: JsonOption = False,
@@ -53,9 +52,7 @@ def create(
     made = with_admin(
         config,
         ledger_url,
-        lambda admin: admin.create_key(
-            account, scopes=scope or DEFAULT_SCOPES, expires_at=expiry, rpm=rpm
-        ),
+        lambda admin: admin.create_key(account, scopes=scope or DEFAULT_SCOPES, expires_at=expiry),
     )
     if as_json:
         print_json({**plain(made.key), "secret": made.secret})
@@ -98,14 +95,13 @@ def revoke(
 
 def _print_keys(found: list["ApiKey"]) -> None:
     print_table(
-        ("ID", "ACCOUNT", "KEY", "SCOPES", "RPM", "EXPIRES", "REVOKED", "LAST USED"),
+        ("ID", "ACCOUNT", "KEY", "SCOPES", "EXPIRES", "REVOKED", "LAST USED"),
         [
             (
                 key.id,
                 key.account_id,
                 f"{key.prefix}...",
                 key.scopes,
-                key.rpm,
                 key.expires_at,
                 key.revoked_at,
                 key.last_used_at,

@@ -79,7 +79,7 @@ def ledger_config(config: Path | None, url: str | None) -> LedgerConfig:
         return LedgerConfig(url=url)
     if config is None and not DEFAULT_CONFIG.exists():
         raise ConfigError(f"which ledger? Give --config or --ledger-url: no {DEFAULT_CONFIG} here")
-    from serve_app.checkconfig import load_app_config
+    from serve_app.configfile import load_app_config
 
     return load_app_config(config or DEFAULT_CONFIG).ledger
 

@@ -23,12 +23,14 @@ from serve_app.plan import Catalogue, ServedModel
 from serve_app.service import ImageService
 from serve_app.storage.store import ImageStore
 
-logger = logging.getLogger("flux_serve.gateway")
+logger = logging.getLogger(__name__)
 
 READINESS_MAX_AGE_S = 1.0
 """How long an answer of Serve's controller is reused: probes must not load it."""
-ABLE_STATES = frozenset({"HEALTHY", "UPSCALING", "DOWNSCALING", "AUTOSCALING"})
+ABLE_STATES = frozenset({"HEALTHY", "UPSCALING", "DOWNSCALING"})
 """States in which a model can take a job; scaled to zero counts, as a job wakes it."""
+DRAIN_S = 10.0
+"""How long a stopping gateway waits for resolutions under way; the rest is left to expiry."""
 
 
 class _Gateway:
@@ -82,9 +84,22 @@ class _Gateway:
         names = {model.deployment_name for model in self.config.models}
         for app in serve.status().applications.values():
             for name, deployment in app.deployments.items():
-                if name in names and deployment.status.value in ABLE_STATES:
+                running = deployment.replica_states.get("RUNNING", 0)
+                if name in names and (running or deployment.status.value in ABLE_STATES):
                     return True
         return False
+
+    async def __del__(self) -> None:
+        """Serve awaits this once the gateway has drained its requests."""
+        if not hasattr(self, "_sweeper"):
+            return  # the constructor failed
+        self._sweeper.cancel()
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                await self.service.drain()
+                await self.ledger.close()
+        except TimeoutError:
+            logger.warning("stopped with unresolved holds: they expire by themselves")
 
 
 Gateway = serve.deployment(name="Gateway")(serve.ingress()(_Gateway))

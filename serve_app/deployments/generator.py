@@ -20,7 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.engine.job import GenerationJob, GenerationResult
 from serve_app.errors import AppError, GenerationFailed, Overloaded, Unavailable
 
-logger = logging.getLogger("flux_serve.generator")
+logger = logging.getLogger(__name__)
 
 ATTEMPTS = 2
 """The first try and one retry on another replica."""
@@ -58,6 +58,7 @@ class HandleGenerator:
 def _translate(exc: Exception, job: GenerationJob) -> AppError:
     cause = exc.cause if isinstance(exc, RayTaskError) else exc
     if isinstance(cause, AppError):
+        logger.warning("job %s: %s: %s", job.job_id, type(cause).__name__, cause.message)
         return cause
     if isinstance(cause, BackPressureError):
         return Overloaded("The server is overloaded; try again soon.")

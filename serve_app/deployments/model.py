@@ -20,7 +20,7 @@ from serve_app.observability import configure_logging
 if TYPE_CHECKING:
     from serve_app.engine.text import PromptEmbedding
 
-logger = logging.getLogger("flux_serve.model")
+logger = logging.getLogger(__name__)
 
 DRAIN_S = 20.0
 """How long a closing engine may finish what runs; Serve has drained its requests before."""
@@ -38,6 +38,8 @@ class FluxModel:
         self.engine = await asyncio.to_thread(
             Engine.load, config.source, config.engine, text_tokens_max=config.text_tokens_max
         )
+        sizes = (size.split("x") for size in config.engine.warm_up_sizes)
+        await self.engine.warm_up([(int(width), int(height)) for width, height in sizes])
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take new batching knobs in place (Serve's `user_config`)."""

@@ -3,17 +3,21 @@
 from starlette.requests import Request
 
 from serve_app.errors import InsufficientScope, InvalidKey, MissingKey
-from serve_app.metering.keys import SCOPE_IMAGES
+from serve_app.metering.keys import SCOPE_DEVELOPMENT, SCOPE_IMAGES
 from serve_app.metering.types import Ledger, Principal
 
 KEY_MAX_CHARS = 256
 """Keys are about 50 characters; a longer one is not worth hashing."""
 
 
-async def authenticate(request: Request, ledger: Ledger, scope: str = SCOPE_IMAGES) -> Principal:
+async def authenticate(
+    request: Request, ledger: Ledger, *, development: bool, scope: str = SCOPE_IMAGES
+) -> Principal:
     """Who sent this request, with a key for `scope`.
 
-    Raises `MissingKey`, `InvalidKey`, `InsufficientScope` or `LedgerUnavailable`.
+    A development key opens only a server whose configuration has one, though another server may
+    share its ledger. Raises `MissingKey`, `InvalidKey`, `InsufficientScope` or
+    `LedgerUnavailable`.
     """
     header = request.headers.get("authorization", "")
     scheme, _, secret = header.partition(" ")
@@ -25,6 +29,8 @@ async def authenticate(request: Request, ledger: Ledger, scope: str = SCOPE_IMAG
     if len(secret) > KEY_MAX_CHARS:
         raise InvalidKey("Incorrect API key provided.")
     principal = await ledger.authenticate(secret)
+    if SCOPE_DEVELOPMENT in principal.scopes and not development:
+        raise InvalidKey("Incorrect API key provided.")
     if scope not in principal.scopes:
         raise InsufficientScope(f"This API key lacks the scope '{scope}'.")
     return principal

@@ -16,7 +16,7 @@ from serve_app.errors import AppError
 from serve_app.ingress.errors import error_response
 from serve_app.observability import bind_request_id
 
-logger = logging.getLogger("flux_serve.access")
+logger = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 """What a client may choose as request id: it goes into headers, logs and the ledger."""

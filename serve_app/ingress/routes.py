@@ -19,6 +19,7 @@ from serve_app.errors import ImageNotFound, Unavailable
 from serve_app.ingress.auth import authenticate
 from serve_app.ingress.body import read_json_object
 from serve_app.ingress.openapi import openapi_document
+from serve_app.metering.types import Principal
 from serve_app.plan import ServedModel
 from serve_app.schema import (
     AccountResponse,
@@ -60,9 +61,13 @@ class Api:
             Route("/openapi.json", self.openapi, methods=["GET"]),
         ]
 
+    async def _principal(self, request: Request) -> Principal:
+        development = self.service.config.development is not None
+        return await authenticate(request, self.service.ledger, development=development)
+
     async def generate(self, request: Request) -> Response:
         service = self.service
-        principal = await authenticate(request, service.ledger)
+        principal = await self._principal(request)
         body = await read_json_object(request, service.config.limits)
         wanted = parse_request(ImageRequest, body)
         work = service.generate(principal, wanted, request.state.request_id)
@@ -75,7 +80,7 @@ class Api:
         return _json(_images_response(delivery), headers)
 
     async def quote(self, request: Request) -> Response:
-        principal = await authenticate(request, self.service.ledger)
+        principal = await self._principal(request)
         body = await read_json_object(request, self.service.config.limits)
         quote = await self.service.quote(principal, parse_request(ImageRequest, body))
         plan = quote.plan
@@ -97,11 +102,12 @@ class Api:
             raise ImageNotFound("This server keeps no images.")
         image = await store.read(image_id, query.get("exp", ""), query.get("sig", ""))
         # A signed URL is a secret: shared caches must not keep what it opens.
-        headers = {"cache-control": "private, max-age=3600, immutable"}
+        left_s = max(0, int(query["exp"]) - int(time.time()))
+        headers = {"cache-control": f"private, max-age={left_s}, immutable"}
         return Response(image.data, media_type=image.content_type, headers=headers)
 
     async def account(self, request: Request) -> Response:
-        principal = await authenticate(request, self.service.ledger)
+        principal = await self._principal(request)
         balance = await self.service.ledger.balance(principal.account_id)
         return _json(
             AccountResponse(
@@ -115,12 +121,12 @@ class Api:
         )
 
     async def models(self, request: Request) -> Response:
-        await authenticate(request, self.service.ledger)
+        await self._principal(request)
         models = self.service.catalogue.models
         return _json(ModelList(data=[self._model_object(model) for model in models]))
 
     async def model(self, request: Request) -> Response:
-        await authenticate(request, self.service.ledger)
+        await self._principal(request)
         return _json(
             self._model_object(self.service.catalogue.find(request.path_params["model_id"]))
         )

@@ -158,7 +158,8 @@ class LedgerAdmin:
             )
             owner_id = owner.scalar_one_or_none()
             if owner_id is None:
-                scopes = " ".join(keys.KNOWN_SCOPES)  # one key to try everything with
+                # One key to try everything with, and only where it is configured.
+                scopes = " ".join((*keys.KNOWN_SCOPES, keys.SCOPE_DEVELOPMENT))
                 await self._insert_key(connection, row.id, config.key, scopes=scopes)
             elif owner_id != row.id:
                 raise ConfigError("development.key already belongs to another account")

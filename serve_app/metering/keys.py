@@ -24,6 +24,8 @@ DISPLAY_CHARS_MAX = 9
 
 SCOPE_IMAGES = "images"
 SCOPE_ADMIN = "admin"
+SCOPE_DEVELOPMENT = "development"
+"""Marks a configured development key, so that a server without one refuses it."""
 KNOWN_SCOPES = (SCOPE_IMAGES, SCOPE_ADMIN)
 """`images` generates and reads its own account; `admin` opens `/admin`."""
 DEFAULT_SCOPES = (SCOPE_IMAGES,)

@@ -22,8 +22,8 @@ EXPIRY_MAX_DIGITS = 12
 def load_signing_key(path: Path) -> bytes:
     """The key from the environment, else from `path`, which is made once if missing.
 
-    Several gateways may start at the same time on one folder, so the file appears whole or not at all
-    and the first one wins.
+    Several gateways may start at the same time on one folder, so the file appears whole or not at
+    all and the first one wins.
     """
     from_environment = os.environ.get(SIGNING_KEY_VARIABLE)
     if from_environment:

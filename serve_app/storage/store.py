@@ -1,8 +1,8 @@
 """ImageStore: finished images in a local folder or an object store, reached by signed URLs.
 
-Data flow: encoded bytes -> `put` -> image id -> `url` -> the client. A local folder is served by the
-gateway under HMAC-signed URLs (`read` after `UrlSigner.verify`); S3, GCS and Azure sign their own.
-obstore does the I/O. Must not import HTTP or Ray.
+Data flow: encoded bytes -> `put` -> image id -> `url` -> the client. A local folder is served by
+the gateway under HMAC-signed URLs (`read` after `UrlSigner.verify`); S3, GCS and Azure sign their
+own. obstore does the I/O. Must not import HTTP or Ray.
 """
 
 import re
@@ -96,8 +96,8 @@ class ImageStore:
     async def read(self, image_id: str, exp: str, sig: str) -> StoredImage:
         """The image behind a signed URL of this server.
 
-        Raises `ImageNotFound` (also for ids that this server never makes, so no path can be forged),
-        `BadSignature`, `ImageExpired` or `StoreUnavailable`.
+        Raises `ImageNotFound` (also for ids that this server never makes, so that no path can be
+        forged), `BadSignature`, `ImageExpired` or `StoreUnavailable`.
         """
         match = _ID_PATTERN.fullmatch(image_id)
         if match is None or self._signer is None:
