@@ -15,6 +15,10 @@ from serve_app.registry import MODEL_DEFAULTS
 
 Size = Annotated[str, Field(pattern=r"^[0-9]{2,5}x[0-9]{2,5}$")]
 """`WIDTHxHEIGHT` in pixels."""
+ModelName = Annotated[
+    str, Field(max_length=200, pattern=r"^[A-Za-z0-9._:-]+(/[A-Za-z0-9._:-]+)*$")
+]
+"""As on the hub. It stands in a path, in the header `x-model` and in a deployment's name."""
 Precision = Literal["fp32", "bf16"]
 Quality = Literal["low", "medium", "standard", "auto", "hd", "high", "xhigh", "max"]
 
@@ -68,13 +72,13 @@ class BatchingConfig(Section):
 class ModelConfig(Section):
     """One served model: where its weights are, what it accepts, what a job costs."""
 
-    id: str = Field(min_length=1, max_length=200, description="Name in `model` of a request.")
+    id: ModelName = Field(description="Name in `model` of a request.")
     source: str = Field(
         description="`embedded:flux-mini`, a local diffusers folder, a hub id, or "
         "`random:schnell`, `random:dev` (true size, noise for pictures; `random:tiny-...` for "
         "tests).",
     )
-    aliases: tuple[str, ...] = Field(
+    aliases: tuple[ModelName, ...] = Field(
         (), description="Other names that this model answers to; `x-model` tells the truth."
     )
     owned_by: str = Field("flux-serve", description="`owned_by` in `GET /v1/models`.")
