@@ -7,6 +7,7 @@ into `deployments:` entries, which change in place.
 
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.context import _get_global_client
@@ -26,8 +27,8 @@ MODEL_MAX_QUEUED = 256
 ROUTER_INITIAL_BACKOFF_S = 0.005
 ROUTER_MAX_BACKOFF_S = 0.02
 """Serve's default of 0.5 s leaves a replica idle that long after it became free."""
-GRACEFUL_SHUTDOWN_S = 120
-"""Longer than the longest job, so that an update or scale-down loses none."""
+SHUTDOWN_MARGIN_S = 20
+"""Beyond the longest job, so that an update or scale-down loses none."""
 
 
 def build(args: AppConfig) -> serve.Application:
@@ -37,10 +38,11 @@ def build(args: AppConfig) -> serve.Application:
         ConfigError: If the development key would be reachable from other machines.
     """
     refuse_development(args, serving_host())
-    models = {model.id: _model(model) for model in args.models}
+    shutdown_s = args.limits.request_timeout_s + SHUTDOWN_MARGIN_S
+    models = {model.id: _model(model, shutdown_s) for model in args.models}
     gateway = Gateway.options(
         max_ongoing_requests=GATEWAY_MAX_ONGOING,
-        graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_S,
+        graceful_shutdown_timeout_s=shutdown_s,
         ray_actor_options={"num_cpus": 0},
     )
     application: serve.Application = gateway.bind(args, models)
@@ -59,12 +61,14 @@ def refuse_development(args: AppConfig, host: str | None) -> None:
 
 
 def serving_host() -> str | None:
-    """Where the running Serve listens; None outside one (`serve build`, tests)."""
+    """Where the running Serve listens; None outside one, and asking starts none."""
+    if not ray.is_initialized():
+        return None
     client = _get_global_client(raise_if_no_controller_running=False)
     return None if client is None else client.http_config.host
 
 
-def _model(model: ModelConfig) -> serve.Application:
+def _model(model: ModelConfig, shutdown_s: float) -> serve.Application:
     options: dict[str, Any] = {"num_cpus": model.num_cpus, "num_gpus": model.num_gpus}
     deployment = serve.deployment(
         FluxModel,
@@ -72,7 +76,7 @@ def _model(model: ModelConfig) -> serve.Application:
         ray_actor_options=options,
         max_ongoing_requests=MODEL_MAX_ONGOING,
         max_queued_requests=MODEL_MAX_QUEUED,
-        graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_S,
+        graceful_shutdown_timeout_s=shutdown_s,
         request_router_config=RequestRouterConfig(
             initial_backoff_s=ROUTER_INITIAL_BACKOFF_S, max_backoff_s=ROUTER_MAX_BACKOFF_S
         ),

@@ -1,0 +1,180 @@
+"""HandleGenerator over a scripted handle: one retry for a dead replica, and our errors only."""
+
+import asyncio
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RequestCancelledError,
+)
+from scripted import pictures
+
+from serve_app.deployments.generator import HandleGenerator
+from serve_app.engine.job import GenerationJob, GenerationResult
+from serve_app.errors import (
+    AppError,
+    DeadlineExceeded,
+    GenerationFailed,
+    InvalidValue,
+    Overloaded,
+    Unavailable,
+)
+
+JOB = GenerationJob("job-1", "a red circle", 256, 256, 4, 0.0, (7,), timeout_s=30.0)
+DRAWN = pictures(JOB, 1)
+
+
+class Response:
+    """What `handle.method.remote()` returns: something to await and to cancel."""
+
+    def __init__(self, outcome: "GenerationResult | BaseException | asyncio.Event") -> None:
+        self.outcome = outcome
+        self.cancelled = False
+
+    def __await__(self) -> Generator[Any, None, GenerationResult]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> GenerationResult:
+        if isinstance(self.outcome, asyncio.Event):
+            self.outcome.set()
+            await asyncio.Event().wait()
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        assert isinstance(self.outcome, GenerationResult)
+        return self.outcome
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Handle:
+    """A deployment handle that answers its calls one outcome after the other."""
+
+    def __init__(self, *outcomes: "GenerationResult | BaseException | asyncio.Event") -> None:
+        self.outcomes = list(outcomes)
+        self.jobs: list[GenerationJob] = []
+        self.responses: list[Response] = []
+
+    @property
+    def generate(self) -> "Handle":
+        return self
+
+    def remote(self, job: GenerationJob) -> Response:
+        self.jobs.append(job)
+        self.responses.append(Response(self.outcomes.pop(0)))
+        return self.responses[-1]
+
+
+def generator(handle: Handle) -> HandleGenerator:
+    return HandleGenerator(handle)  # type: ignore[arg-type]
+
+
+def task_error(cause: Exception) -> Exception:
+    """As Ray hands on what a replica raised: an instance of both, whose text is the traceback."""
+    error = RayTaskError("generate", "Traceback: /secret/path hunter2", cause)
+    made: Exception = error.as_instanceof_cause()
+    return made
+
+
+async def test_pictures_come_back_as_they_are() -> None:
+    handle = Handle(DRAWN)
+    assert await generator(handle).generate(JOB) is DRAWN
+    (job,) = handle.jobs
+    assert job.prompt == JOB.prompt
+    assert 0 < job.timeout_s <= JOB.timeout_s
+
+
+@pytest.mark.parametrize(
+    "error", [RayActorError(), ActorDiedError(), ActorUnavailableError("x", b"0" * 16)]
+)
+async def test_a_dead_replica_gets_one_retry(error: Exception) -> None:
+    handle = Handle(error, DRAWN)
+    assert await generator(handle).generate(JOB) is DRAWN
+    first, second = handle.jobs
+    assert second.timeout_s <= first.timeout_s
+    assert (first.job_id, first.seeds) == (second.job_id, second.seeds)
+
+
+async def test_two_dead_replicas_are_a_failure() -> None:
+    handle = Handle(RayActorError(), ActorDiedError(), DRAWN)
+    with pytest.raises(GenerationFailed) as caught:
+        await generator(handle).generate(JOB)
+    assert len(handle.jobs) == 2
+    assert caught.value.message == "The model replica failed; nothing was charged."
+
+
+@pytest.mark.parametrize("wrapped", [True, False], ids=["actor transport", "gRPC transport"])
+@pytest.mark.parametrize(
+    "cause",
+    [
+        Overloaded("The model's queue is full.").after(9),
+        InvalidValue("Width is odd.").at("size"),
+        DeadlineExceeded("Too late."),
+    ],
+    ids=lambda cause: type(cause).__name__,
+)
+async def test_an_error_of_ours_arrives_as_it_was_raised(cause: AppError, wrapped: bool) -> None:
+    handle = Handle(task_error(cause) if wrapped else cause)
+    with pytest.raises(type(cause)) as caught:
+        await generator(handle).generate(JOB)
+    found = caught.value
+    assert type(found) is type(cause)
+    assert found.message == cause.message
+    assert "Traceback" not in found.message
+    assert (found.param, found.retry_after_s) == (cause.param, cause.retry_after_s)
+    assert len(handle.jobs) == 1
+
+
+@pytest.mark.parametrize("wrapped", [True, False], ids=["actor transport", "gRPC transport"])
+@pytest.mark.parametrize("cause", [ValueError("hunter2"), RuntimeError("hunter2")])
+async def test_an_unknown_failure_is_logged_but_not_told(
+    cause: Exception, wrapped: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    handle = Handle(task_error(cause) if wrapped else cause)
+    with pytest.raises(GenerationFailed) as caught:
+        await generator(handle).generate(JOB)
+    assert type(caught.value) is GenerationFailed
+    assert "hunter2" not in caught.value.message
+    assert "hunter2" in caplog.text
+    assert JOB.job_id in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (BackPressureError(num_queued_requests=3, max_queued_requests=3), Overloaded),
+        (DeploymentUnavailableError(DeploymentID("FluxModel-flux-mini")), Unavailable),
+        (RequestCancelledError("some id"), GenerationFailed),
+    ],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
+async def test_what_serve_refuses_is_an_error_of_ours(
+    error: Exception, expected: type[AppError]
+) -> None:
+    with pytest.raises(expected) as caught:
+        await generator(Handle(error)).generate(JOB)
+    assert type(caught.value) is expected
+    assert (caught.value.retry_after_s is not None) == (expected.status == 503)
+
+
+async def test_a_cancelled_job_is_cancelled_on_its_replica() -> None:
+    waiting = asyncio.Event()
+    handle = Handle(waiting)
+    job = asyncio.create_task(generator(handle).generate(JOB))
+    await waiting.wait()
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    assert handle.responses[0].cancelled
+    assert len(handle.jobs) == 1
+
+
+async def test_a_job_that_ended_is_not_cancelled() -> None:
+    handle = Handle(DRAWN)
+    await generator(handle).generate(JOB)
+    assert not handle.responses[0].cancelled
