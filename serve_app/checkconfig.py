@@ -38,7 +38,11 @@ def check_config_file(path: Path) -> list[str]:
         return [str(exc)]
     except ValidationError as exc:
         return unknown + sentences("", exc)
+    except (AttributeError, TypeError) as exc:  # Serve's validators trust some shapes
+        return [*unknown, f"{path}: Serve cannot read it: {exc}"]
     problems = unknown + _proxy_problems(data)
+    if all(application.import_path != BUILDER for application in schema.applications):
+        problems.append(f"applications: none of them has import_path {BUILDER}")
     for index, application in enumerate(schema.applications):
         where = f"applications[{index}]"
         if application.import_path != BUILDER:
@@ -113,9 +117,18 @@ def _deployment_problems(config: AppConfig, application: dict[str, Any], where: 
         if name not in models | {"Gateway"}:
             known = ", ".join(sorted(models | {"Gateway"}))
             problems.append(f"{path}.name: no deployment {name!r}; there are {known}")
-        if name in models and deployment.get("user_config") is not None:
-            try:
-                BatchingConfig.model_validate(deployment["user_config"])
-            except ValidationError as exc:
-                problems += sentences(f"{path}.user_config", exc)
+        for key, model in _TYPED_DICTS.items():
+            problems += _value_problems(deployment.get(key), model, f"{path}.{key}")
+        if name in models:
+            user_config = deployment.get("user_config")
+            problems += _value_problems(user_config, BatchingConfig, f"{path}.user_config")
     return problems
+
+
+def _value_problems(value: Any, model: type[BaseModel], where: str) -> list[str]:
+    try:
+        if value is not None:
+            model.model_validate(value)
+    except ValidationError as exc:
+        return sentences(where, exc)
+    return []
