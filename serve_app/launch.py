@@ -13,11 +13,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import yaml
-
 from serve_app.checkconfig import check_config_file
 from serve_app.config import AppConfig
-from serve_app.configfile import load_app_config
+from serve_app.configfile import load_app_config, read_yaml
 from serve_app.errors import ConfigError
 
 POLL_INTERVAL_S = 0.5
@@ -32,7 +30,9 @@ def serve_file(path: Path) -> int:
     if problems:
         raise ConfigError("\n".join(problems))
     config = load_app_config(path)
-    address = _local_address(path)
+    address = local_address(path)
+    for stop in (signal.SIGINT, signal.SIGTERM):  # also where a shell had them ignored
+        signal.signal(stop, signal.default_int_handler)
     # The child gets a process group of its own, so that Ctrl-C reaches it once, through us.
     child = subprocess.Popen(
         [str(Path(sys.executable).with_name("serve")), "run", str(path)], start_new_session=True
@@ -56,7 +56,7 @@ def greeting(config: AppConfig, address: str) -> str:
         f"  API key: {key}",
         "",
         f"  curl {address}/v1/images/generations \\",
-        f"    -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\",
+        f'    -H "Authorization: Bearer {key}" -H "Content-Type: application/json" \\',
         f"    -d '{body}'",
         "",
         "  Ctrl-C stops it.",
@@ -65,10 +65,11 @@ def greeting(config: AppConfig, address: str) -> str:
     return "\n".join(lines)
 
 
-def _local_address(path: Path) -> str:
-    options = yaml.safe_load(path.read_text(encoding="utf-8")).get("http_options") or {}
-    host = options.get("host", "127.0.0.1")
-    shown = "127.0.0.1" if host == "0.0.0.0" else host
+def local_address(path: Path) -> str:
+    """Where this machine reaches what the file serves."""
+    options = read_yaml(path).get("http_options") or {}
+    host = options.get("host", "0.0.0.0")
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{shown}:{options.get('port', 8000)}"
 
 

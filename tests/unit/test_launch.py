@@ -1,0 +1,145 @@
+"""`flux-serve serve`: its greeting, its signals and its exit status, over a scripted `serve`."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from serve_app.config import AppConfig
+from serve_app.configfile import load_app_config
+from serve_app.launch import greeting, local_address
+
+ROOT = Path(__file__).parents[2]
+RUN = """
+import sys
+from pathlib import Path
+sys.executable = sys.argv[1]  # beside which the launcher looks for `serve`
+from serve_app.launch import serve_file
+sys.exit(serve_file(Path(sys.argv[2])))
+"""
+SERVE = f"""#!{sys.executable}
+import http.server, sys, yaml
+class Ready(http.server.BaseHTTPRequestHandler):
+    asked = 0
+    def do_GET(self):
+        Ready.asked += 1
+        self.send_response(503 if Ready.asked == 1 else 200)
+        self.end_headers()
+    def log_message(self, *args): pass
+print("serving", sys.argv[1:], flush=True)
+port = yaml.safe_load(open(sys.argv[2]))["http_options"]["port"]
+try:
+    http.server.HTTPServer(("127.0.0.1", port), Ready).serve_forever()
+except KeyboardInterrupt:
+    print("stopped clean", flush=True)
+"""
+FAILING_SERVE = f"#!{sys.executable}\nimport sys\nsys.exit(7)\n"
+Launch = Callable[[str], "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    data = yaml.safe_load((ROOT / "configs" / "local.yaml").read_text(encoding="utf-8"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        data["http_options"]["port"] = probe.getsockname()[1]
+    path = tmp_path / "local.yaml"
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def launch(tmp_path: Path, config: Path) -> Iterator[Launch]:
+    """Runs the launcher in a process of its own, with a script in the place of `serve`."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def run(script: str) -> "subprocess.Popen[str]":
+        serve = tmp_path / "serve"
+        serve.write_text(script, encoding="utf-8")
+        serve.chmod(0o755)
+        environment = {**os.environ, "no_proxy": "*"}
+        command = [sys.executable, "-c", RUN, str(tmp_path / "python"), str(config)]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
+        )
+        processes.append(process)
+        return process
+
+    yield run
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "a supervisor"])
+def test_it_greets_when_ready_and_stops_its_child_clean(
+    launch: Launch, config: Path, stop: signal.Signals
+) -> None:
+    process = launch(SERVE)
+    assert process.stdout is not None
+    lines = iter(process.stdout.readline, "")
+    assert next(lines) == f"serving ['run', '{config}']\n"
+    told = "".join(line for line, _ in zip(lines, range(9), strict=False))
+    assert "flux-serve is ready at http://127.0.0.1:" in told
+    assert "sk-local-development" in told
+    process.send_signal(stop)
+    rest, _ = process.communicate(timeout=60)
+    assert rest.endswith("stopped clean\n")
+    assert process.returncode == 0
+
+
+def test_a_child_that_fails_gives_its_status(launch: Launch) -> None:
+    process = launch(FAILING_SERVE)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 7
+    assert "ready" not in out
+
+
+def pasted(text: str) -> list[str]:
+    """The words of the greeting's request as a shell understands them."""
+    curl = text[text.index("curl") : text.index("Ctrl-C")].strip()
+    environment = {**os.environ, "FLUX_SERVE_API_KEY": "sk-from-environment"}
+    command = ["sh", "-c", f'set -- {curl}; printf "%s\\n" "$@"']
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return done.stdout.splitlines()
+
+
+def test_the_greeting_has_a_request_to_paste() -> None:
+    app = load_app_config(ROOT / "configs" / "local.yaml")
+    words = pasted(greeting(app, "http://127.0.0.1:8000"))
+    assert words[:2] == ["curl", "http://127.0.0.1:8000/v1/images/generations"]
+    assert "Authorization: Bearer sk-local-development" in words
+    assert json.loads(words[words.index("-d") + 1])["model"] == "flux-mini"
+
+
+def test_without_a_development_key_the_request_takes_one_from_the_environment() -> None:
+    app = AppConfig.model_validate({"models": [{"id": "flux-mini"}]})
+    assert "Authorization: Bearer sk-from-environment" in pasted(greeting(app, "http://x"))
+
+
+@pytest.mark.parametrize(
+    ("options", "address"),
+    [
+        ({"host": "127.0.0.1", "port": 1234}, "http://127.0.0.1:1234"),
+        ({"host": "0.0.0.0"}, "http://127.0.0.1:8000"),
+        ({"host": "::1"}, "http://[::1]:8000"),
+        ({"host": "::"}, "http://[::1]:8000"),
+        ({"host": "gpu-7"}, "http://gpu-7:8000"),
+        ({}, "http://127.0.0.1:8000"),
+        (None, "http://127.0.0.1:8000"),
+    ],
+)
+def test_the_address_is_one_that_this_machine_can_use(
+    tmp_path: Path, options: dict[str, object] | None, address: str
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"http_options": options}), encoding="utf-8")
+    assert local_address(path) == address
