@@ -26,7 +26,8 @@ $(TEST_STAMP): $(STAMP)
 setup: $(STAMP) ## Create .venv and install
 
 run: setup ## Install and serve configs/local.yaml on 127.0.0.1:8000
-	$(BIN)/flux-serve serve $(SERVE_CONFIG)
+	@# a cluster of its own, even where another Ray runs
+	RAY_ADDRESS=$${RAY_ADDRESS:-local} $(BIN)/flux-serve serve $(SERVE_CONFIG)
 
 test: $(TEST_STAMP) ## Run every test that needs no GPU
 	$(BIN)/python -m pytest -m 'not gpu and not serve' -n 2 --dist loadfile

@@ -7,6 +7,7 @@ the replica's loop stays free: a blocked loop fails its health check and is kill
 
 import asyncio
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -30,6 +31,8 @@ class FluxModel:
     # Serve awaits an async constructor; mypy knows only Python's own rule.
     async def __init__(self, config: ModelConfig) -> None:  # type: ignore[misc]
         # Torch loads here and not above: building the graph and the gateway must not wait for it.
+        # It also warns about image processors that FLUX does not use.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         from serve_app.engine.engine import Engine
 
         configure_logging()

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 """What a client may choose as request id: it goes into headers, logs and the ledger."""
+PROBE_PATHS = frozenset({"/health", "/ready"})
+"""Asked every few seconds by load balancers: they would bury everything else in the log."""
 
 
 def request_id_from(value: str | None) -> str:
@@ -69,4 +71,6 @@ class RequestEnvelope:
             finally:
                 elapsed_ms = int((time.perf_counter() - started) * 1000)
                 shown = status or "cancelled"
-                logger.info("%s %s %s %d ms", scope["method"], scope["path"], shown, elapsed_ms)
+                level = logging.DEBUG if scope["path"] in PROBE_PATHS else logging.INFO
+                what = (scope["method"], scope["path"], shown, elapsed_ms)
+                logger.log(level, "%s %s %s %d ms", *what)
