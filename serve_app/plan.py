@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from serve_app.config import ModelConfig
 from serve_app.engine.job import GenerationJob, ModelInfo
 from serve_app.errors import (
+    ConfigError,
     InvalidValue,
     ModelNotFound,
     RequestError,
@@ -26,6 +27,12 @@ class ServedModel:
 
     config: ModelConfig
     info: ModelInfo
+
+    def __post_init__(self) -> None:
+        edges = (int(edge) for edge in self.config.default_size.split("x"))
+        if any(edge % self.info.size_multiple_px for edge in edges):
+            multiple = self.info.size_multiple_px
+            raise ConfigError(f"default_size of {self.config.id}: not multiples of {multiple} px")
 
 
 class Catalogue:

@@ -9,6 +9,8 @@ import logging
 import time
 
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
@@ -82,7 +84,12 @@ class _Gateway:
 
     def _ask_controller(self) -> bool:
         names = {model.deployment_name for model in self.config.models}
-        for app in serve.status().applications.values():
+        try:
+            applications = serve.status().applications
+        except (RayError, RayServeException):
+            logger.warning("Serve's controller does not answer", exc_info=True)
+            return False
+        for app in applications.values():
             for name, deployment in app.deployments.items():
                 running = deployment.replica_states.get("RUNNING", 0)
                 if name in names and (running or deployment.status.value in ABLE_STATES):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scripted import FLUX_MINI
 
 from serve_app.config import ModelConfig
-from serve_app.errors import InvalidValue, ModelNotFound, RequestError
+from serve_app.errors import ConfigError, InvalidValue, ModelNotFound, RequestError
 from serve_app.plan import Catalogue, Plan, ServedModel, plan_job
 from serve_app.schema import ImageRequest
 
@@ -92,6 +92,11 @@ def test_a_models_own_limits_hold() -> None:
         with pytest.raises(InvalidValue) as caught:
             plan(small, **fields)
         assert caught.value.param == param
+
+
+def test_a_default_size_that_the_model_cannot_draw_is_found_at_start() -> None:
+    with pytest.raises(ConfigError, match="default_size of flux-mini"):
+        models({"id": "flux-mini", "default_size": "1000x1000"})
 
 
 def test_seeds_count_up_and_wrap_at_32_bits() -> None:

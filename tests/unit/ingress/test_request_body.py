@@ -10,6 +10,8 @@ import pytest
 from scripted import World, error_of
 from starlette.types import Message
 
+from serve_app.config import DevelopmentConfig
+
 MakeWorld = Callable[..., Awaitable[World]]
 POSTS = ["/v1/images/generations", "/v1/images/quote"]
 JSON = {"content-type": "application/json"}
@@ -96,6 +98,19 @@ async def test_a_key_of_another_scope_is_a_403_before_the_body_is_read(
         world, path, {**JSON, "authorization": f"Bearer {made.secret}"}
     ).reply()
     assert (reply.status_code, error_of(reply)["code"]) == (403, "insufficient_scope")
+
+
+@pytest.mark.parametrize(("configured", "status"), [(True, 200), (False, 401)])
+async def test_a_development_key_opens_only_a_server_that_is_configured_for_it(
+    make_world: MakeWorld, configured: bool, status: int
+) -> None:
+    """Two servers may share a ledger; the one that faces the world must not know the key."""
+    development = DevelopmentConfig(key="sk-local-development")
+    sections = {"development": development.model_dump()} if configured else {}
+    world = await make_world(**sections)
+    await world.ledger.admin.ensure_development(development)
+    reply = await world.client("sk-local-development").get("/v1/account")
+    assert reply.status_code == status
 
 
 async def test_an_outage_of_the_ledger_is_no_401(world: World) -> None:
