@@ -15,9 +15,7 @@ from serve_app.registry import MODEL_DEFAULTS
 
 Size = Annotated[str, Field(pattern=r"^[0-9]{2,5}x[0-9]{2,5}$")]
 """`WIDTHxHEIGHT` in pixels."""
-ModelName = Annotated[
-    str, Field(max_length=200, pattern=r"^[A-Za-z0-9._:-]+(/[A-Za-z0-9._:-]+)*$")
-]
+ModelName = Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z0-9._:-]+(/[A-Za-z0-9._:-]+)*$")]
 """As on the hub. It stands in a path, in the header `x-model` and in a deployment's name."""
 Precision = Literal["fp32", "bf16"]
 Quality = Literal["low", "medium", "standard", "auto", "hd", "high", "xhigh", "max"]
