@@ -38,6 +38,12 @@ def _denoiser(args: argparse.Namespace) -> None:
     trainer.check()
 
 
+def _text(args: argparse.Namespace) -> None:
+    from tools.flux_mini.text import TextPlan, train_text
+
+    train_text(TextPlan(args.scratch, args.minutes, args.max_steps, args.device))
+
+
 def _decoder(args: argparse.Namespace) -> None:
     from tools.flux_mini.decoder import DecoderPlan, DecoderTrainer
 
@@ -75,7 +81,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=("denoiser", "decoder", "encoder", "export", "report"))
+    parser.add_argument(
+        "part", choices=("text", "denoiser", "decoder", "encoder", "export", "report")
+    )
     parser.add_argument(
         "--minutes", type=float, default=90.0, help="training time in all, earlier runs included"
     )
@@ -91,6 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     parts = {
+        "text": _text,
         "denoiser": _denoiser,
         "decoder": _decoder,
         "encoder": _encoder,

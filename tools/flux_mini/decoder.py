@@ -46,8 +46,8 @@ class DecoderPlan:
     max_steps: int | None = None
     device: str = "cpu"
     learning_rate: float = 2e-3
-    side_weight: float = 0.3
-    side_share: float = 0.65  # of the time, for the low resolutions alone
+    drawing_rate: float = 2e-5  # once the whole decoder draws
+    coarse_share: float = 0.8  # of the time, for the low resolutions alone
     save_every_s: float = 60.0
     seed: int = 2
 
@@ -158,15 +158,12 @@ class DecoderTrainer:
         torch.manual_seed(plan.seed)
         self.vae = build_vae().to(self.device, memory_format=torch.channels_last)
         init_decoder(self.vae)
-        self.streams: list[Tensor] = []
-        for block in list(self.vae.decoder.up_blocks)[3:5]:
-            block.resnets[-1].register_forward_hook(lambda _m, _i, out: self.streams.append(out))
         parameters = list(self.vae.decoder.parameters())
         self.optimizers: list[torch.optim.Optimizer] = [
             ConvMuon([p for p in parameters if p.ndim == 4], rate=plan.learning_rate),
-            torch.optim.AdamW(
-                [p for p in parameters if p.ndim < 4], lr=plan.learning_rate, weight_decay=0.0
-            ),
+            torch.optim.AdamW([p for p in parameters if p.ndim < 4], weight_decay=0.0),
+            # Drawing is nearly right from the start and easily undone: the last level, slowly.
+            torch.optim.AdamW(self._drawing_parameters(), betas=(0.9, 0.98), weight_decay=0.0),
         ]
         self.steps, self.elapsed = 0, 0.0
         self.file = plan.folder / "decoder.pt"
@@ -178,6 +175,11 @@ class DecoderTrainer:
             self.steps, self.elapsed = state["steps"], state["elapsed"]
         self.rng = random.Random(f"{plan.seed}/{self.steps}")
         self.generator = torch.Generator().manual_seed(plan.seed + self.steps)
+
+    def _drawing_parameters(self) -> list[nn.Parameter]:
+        decoder = self.vae.decoder
+        last = (decoder.up_blocks[5].resnets[1], decoder.conv_norm_out, decoder.conv_out)
+        return [p for module in last for p in module.parameters()]
 
     def save(self) -> None:
         """Write the checkpoint whole."""
@@ -211,45 +213,39 @@ class DecoderTrainer:
             stream[:, EDGE_CHANNEL : EDGE_CHANNEL + 1], edge_distance(batch, 4)
         )
 
-    def loss(self, batch: SceneBatch) -> tuple[Tensor, Tensor]:
-        """Absolute error of the picture, plus the side task's; and its squared error."""
-        self.streams.clear()
+    def drawing_loss(self, batch: SceneBatch) -> tuple[Tensor, Tensor]:
+        """Absolute and squared error of the picture; and the squared error alone."""
+        for p in self.vae.decoder.parameters():
+            p.requires_grad_(False)
+        for p in self._drawing_parameters():
+            p.requires_grad_(True)
         image = self.vae.decoder(disturbed_latents(batch, self.rng, self.generator))
         error = image - batch.draw()
-        total = error.abs().mean() + error.square().mean()
-        weight = self.plan.side_weight * max(0.05, 1.0 - 1.5 * self.used)
-        for stream, step in zip(self.streams, (4, 2), strict=True):
-            side = functional.mse_loss(
-                stream[:, EDGE_CHANNEL : EDGE_CHANNEL + 1], edge_distance(batch, step)
-            )
-            total = total + weight * side
-        return total, error.detach().square().mean()
+        squared = error.square().mean()
+        return error.abs().mean() + squared, squared.detach()
 
     def step(self) -> float:
         """One optimizer step; returns the squared error of the picture (of the side task, in the
         first part).
         """
-        rate = (
-            self.plan.learning_rate
-            * min(1.0, (self.steps + 1) / 50)
-            * 0.5
-            * (1 + math.cos(math.pi * self.used))
-        )
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = max(rate, 1e-5)
-        coarse = self.used < self.plan.side_share
+        coarse = self.used < self.plan.coarse_share
         if coarse:
+            share = self.used / self.plan.coarse_share
             with torch.autocast(self.device.type, torch.bfloat16):
                 loss = self.coarse_loss(practice_batch(self.rng, self.device, 6 * 256 * 256))
             squared = loss.detach()
         else:
-            loss, squared = self.loss(practice_batch(self.rng, self.device))
+            share = (self.used - self.plan.coarse_share) / (1 - self.plan.coarse_share)
+            loss, squared = self.drawing_loss(practice_batch(self.rng, self.device))
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.vae.decoder.parameters(), 1.0)
-        for optimizer in self.optimizers:
+        peak = self.plan.learning_rate if coarse else self.plan.drawing_rate
+        rate = peak * min(1.0, (self.steps + 1) / 50) * 0.5 * (1 + math.cos(math.pi * share))
+        for optimizer in self.optimizers[:2] if coarse else self.optimizers[2:]:
+            for group in optimizer.param_groups:
+                group["lr"] = max(rate, 0.01 * peak)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        self.vae.decoder.zero_grad(set_to_none=True)
         if coarse:
             pin_colours(self.vae.decoder)
         self.steps += 1
@@ -274,7 +270,7 @@ class DecoderTrainer:
                 row = {"minutes": round(self.elapsed / 60, 2), "steps": self.steps}
                 row |= (
                     {"coarse": mean}
-                    if self.used < self.plan.side_share
+                    if self.used < self.plan.coarse_share
                     else {"psnr": 10 * math.log10(4 / mean)}
                 )
                 with log_file.open("a") as log:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from tools.flux_mini.data import Batch
 from tools.flux_mini.latents import pack, unpack
 from tools.flux_mini.model import TEXT_WIDTH, WIDTH, build_clip, build_t5, build_transformer
-from tools.flux_mini.world import COLOURS, LAYOUT_NUMBERS, SHAPES, SIZES, Spec
+from tools.flux_mini.world import COLOURS, LAYOUT_NUMBERS, RELATIONS, SHAPES, SIZES, Spec
 
 
 def image_ids(h: int, w: int, device: torch.device) -> Tensor:
@@ -109,12 +109,15 @@ class Probes(nn.Module):
 class Readers(nn.Module):
     """Linear read-outs of both text encoders' outputs, used only in training.
 
-    They ask for what the caption means: background, count, size, and which object stands first and
-    which second in the picture (left to right, top to bottom). "A left of B" and "B right of A"
-    must read alike; without this the relations take far longer to be understood.
+    They ask for what the caption means: background, count, size, the relation, the object named
+    first, and which object stands first and which second in the picture (left to right, top to
+    bottom). "A left of B" and "B right of A" must read alike; without this the relations take far
+    longer to be understood.
     """
 
-    sizes = (len(COLOURS), len(COLOURS), len(SHAPES), len(COLOURS), len(SHAPES), 3, 4, 3)
+    # ground; colour, shape of the first and the second place, of the first name; relation; n; size
+    _object = (len(COLOURS), len(SHAPES))
+    sizes = (len(COLOURS), *_object, *_object, *_object, 1 + len(RELATIONS), 4, len(SIZES))
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,13 +136,17 @@ class Readers(nn.Module):
 
 def _meaning(spec: Spec) -> list[int]:
     """Class numbers in the order of `Readers.sizes`."""
-    first, second = spec.objects[0], spec.objects[-1]
+    named, second = spec.objects[0], spec.objects[-1]
+    first = named
     if spec.relation in ("right of", "below"):
         first, second = second, first
-    axis = 0 if spec.relation is None else 1 if spec.relation in ("left of", "right of") else 2
-    places = [f(o[k]) for o in (first, second) for k, f in ((1, COLOURS.index), (0, SHAPES.index))]
-    ground, size = COLOURS.index(spec.background), SIZES.index(spec.size)
-    return [ground, *places, axis, len(spec.objects) - 1, size]
+    objects = [f(o[k]) for o in (first, second, named) for k, f in _COLOUR_THEN_SHAPE]
+    relation = 0 if spec.relation is None else 1 + RELATIONS.index(spec.relation)
+    rest = [relation, len(spec.objects) - 1, SIZES.index(spec.size)]
+    return [COLOURS.index(spec.background), *objects, *rest]
+
+
+_COLOUR_THEN_SHAPE = ((1, COLOURS.index), (0, SHAPES.index))
 
 
 def plain_attention(
