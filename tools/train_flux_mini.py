@@ -1,11 +1,13 @@
-"""Train flux-mini from scratch. Every part can be stopped and resumed; scratch files go to
-data/flux-mini-train.
+"""Train flux-mini from scratch. Scratch files go to data/flux-mini-train.
 
-python tools/train_flux_mini.py denoiser --minutes 90 # transformer and text encoders python
-tools/train_flux_mini.py decoder --minutes 20 # VAE decoder: renders latents (may run beside) python
-tools/train_flux_mini.py encoder --minutes 10 # VAE encoder: reads images back python
-tools/train_flux_mini.py export # write serve_app/models/flux-mini python tools/train_flux_mini.py
-report # write docs/flux-mini.md from logs and judge results
+python tools/train_flux_mini.py text --minutes 8        # text encoders, on captions alone; first
+python tools/train_flux_mini.py denoiser --minutes 90   # transformer
+python tools/train_flux_mini.py decoder --minutes 22    # VAE decoder: draws latents
+python tools/train_flux_mini.py encoder --minutes 10    # VAE encoder: reads pictures back
+python tools/train_flux_mini.py export                  # writes serve_app/models/flux-mini
+python tools/train_flux_mini.py report                  # writes docs/flux-mini.md
+
+Denoiser, decoder and encoder may run beside each other, be stopped at any time and be resumed.
 """
 
 import argparse

@@ -10,6 +10,7 @@ for logs. Only `IntegrityError` passes, because a refused row is an answer, not 
 import asyncio
 import os
 import re
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -156,9 +157,20 @@ def _make_engine(url: URL, config: LedgerConfig) -> AsyncEngine:
     except (SQLAlchemyError, ModuleNotFoundError) as exc:
         raise ConfigError(f"ledger.url: no usable driver for {url.drivername!r}") from exc
     if sqlite:
+        event.listen(engine.sync_engine, "do_connect", _try_to_open)
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         event.listen(engine.sync_engine, "begin", _begin)
     return engine
+
+
+def _try_to_open(
+    _dialect: object, _record: object, arguments: tuple[Any, ...], _options: object
+) -> None:
+    """Fail here where the file cannot be opened, before aiosqlite starts a thread for it.
+
+    That thread would outlive the failure and, once the event loop is closed, die with a traceback.
+    """
+    sqlite3.connect(arguments[0]).close()
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from tools.flux_mini.checks import field_accuracy
 from tools.flux_mini.data import Batch, training_batch
-from tools.flux_mini.network import FluxMini, Probes, Readers, plain_attention
+from tools.flux_mini.network import FluxMini, Probes, plain_attention
 
 
 @dataclass
@@ -40,32 +40,22 @@ class DenoiserPlan:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-def optimizers(net: FluxMini, extras: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the transformer's blocks, AdamW for the rest.
-
-    The text encoders come with a head start (`text.py`) and move at a tenth of the rate.
-    """
-    matrices, others = [], list(extras)
-    for name, p in net.transformer.named_parameters():
+def optimizers(transformer: nn.Module, probes: nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the transformer's blocks, AdamW for the rest."""
+    matrices, others = [], list(probes.parameters())
+    for name, p in transformer.named_parameters():
         modulation = ".norm1" in name or ".norm." in name
         if p.ndim == 2 and "transformer_blocks" in name and not modulation:
             matrices.append(p)
         else:
             others.append(p)
-    text = [*net.clip.parameters(), *net.t5.parameters()]
-    groups = [{"params": others, "scale": 1.0}, {"params": text, "scale": 0.1}]
     return [
-        torch.optim.Muon(
-            [{"params": matrices, "scale": 1.0}],
-            weight_decay=0.0,
-            momentum=0.95,
-            adjust_lr_fn="match_rms_adamw",
-        ),
-        torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.Muon(matrices, weight_decay=0.0, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
 
-def flow_loss(net: FluxMini, batch: Batch, pooled: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+def flow_loss(net: FluxMini, batch: Batch) -> tuple[Tensor, Tensor]:
     """Weighted squared error of the velocity, and the plain per-sample error (for the log).
 
     Late steps matter less (.2 + .8 t): they only polish. Latent pixels on and around objects count
@@ -73,6 +63,8 @@ def flow_loss(net: FluxMini, batch: Batch, pooled: Tensor, words: Tensor) -> tup
     """
     t = batch.time[:, None, None, None]
     noisy = (1 - t) * batch.clean + t * batch.noise
+    with torch.no_grad():  # the text encoders come trained, from `text.py`
+        pooled, words = net.encode_text(batch.clip, batch.t5)
     velocity = net.velocity(noisy, batch.time, pooled, words)
     error = (velocity - (batch.noise - batch.clean)).square()
     near = 1.0 + 3.0 * (batch.nearest < 1.8).float()
@@ -94,9 +86,7 @@ class Trainer:
         self.average = FluxMini().to(self.device).eval().requires_grad_(False)
         self.average.load_state_dict(self.net.state_dict())
         self.probes = Probes(self.net).to(self.device)
-        self.readers = Readers().to(self.device)
-        extras = [*self.probes.parameters(), *self.readers.parameters()]
-        self.optimizers = optimizers(self.net, extras)
+        self.optimizers = optimizers(self.net.transformer, self.probes)
         self.rng = random.Random(plan.seed)
         self.generator = torch.Generator().manual_seed(plan.seed)
         self.steps = self.samples = self.started_at = 0
@@ -106,7 +96,7 @@ class Trainer:
         self.log_file = plan.folder / "denoiser.jsonl"
         if self.file.exists():
             self._resume()
-        elif (plan.folder / "text.pt").exists():
+        else:
             self._take_text(plan.folder / "text.pt")
 
     def _resume(self) -> None:
@@ -114,7 +104,6 @@ class Trainer:
         self.net.load_state_dict(state["net"])
         self.average.load_state_dict(state["average"])
         self.probes.load_state_dict(state["probes"])
-        self.readers.load_state_dict(state["readers"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.steps, self.samples, self.elapsed = state["steps"], state["samples"], state["elapsed"]
@@ -124,11 +113,11 @@ class Trainer:
         self.generator.manual_seed(self.plan.seed + self.steps)
 
     def _take_text(self, file: Path) -> None:
+        """Take the trained text encoders; they do not change any more."""
         state = torch.load(file, map_location=self.device, weights_only=True)
         for net in (self.net, self.average):
             net.clip.load_state_dict(state["clip"])
             net.t5.load_state_dict(state["t5"])
-        self.readers.load_state_dict(state["readers"])
 
     def save(self) -> None:
         """Write the checkpoint; the old one stays whole until the new one is."""
@@ -139,7 +128,6 @@ class Trainer:
                 "net": self.net.state_dict(),
                 "average": self.average.state_dict(),
                 "probes": self.probes.state_dict(),
-                "readers": self.readers.state_dict(),
                 "optimizers": [o.state_dict() for o in self.optimizers],
                 "steps": self.steps,
                 "samples": self.samples,
@@ -166,22 +154,19 @@ class Trainer:
         batch = training_batch(self.rng, self.generator, self.device)
         rate = self.rate_now()
         with torch.autocast(self.device.type, torch.bfloat16):
-            pooled, words = self.net.encode_text(batch.clip, batch.t5)
-            loss, errors = flow_loss(self.net, batch, pooled, words)
-        meaning = self.readers.loss(pooled, words, batch.specs)
-        total = loss + self.plan.probe_weight * (self.probes.loss(batch) + meaning)
+            loss, errors = flow_loss(self.net, batch)
+        total = loss + self.plan.probe_weight * self.probes.loss(batch)
         total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate * group["scale"]
+                group["lr"] = rate
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.steps += 1
         self.samples += len(batch.specs)
         self._average()
         self._note("loss", float(loss.detach()))
-        self._note("meaning", float(meaning.detach()))
         first = batch.time == 1.0
         if bool(first.any()):
             self._note("first_step_error", float(errors[first].mean()))

@@ -1,7 +1,8 @@
-"""A head start for the text encoders: minutes on captions alone, before any picture.
+"""Training of the text encoders, on captions alone, before any picture.
 
-Trained only through the transformer, the encoders settle early on features that are hard to read;
-asked directly what captions mean (see `network.Readers`), they learn it in a minute.
+Trained through the transformer, they settle early on features that are hard to read, and its noisy
+gradients spoil good ones. Asked directly what captions mean (see `network.Readers`), they learn
+it in minutes; then they stay as they are, as in the large FLUX.
 """
 
 import json

@@ -10,6 +10,7 @@ from tools.flux_mini.decoder import DecoderPlan, DecoderTrainer
 from tools.flux_mini.denoiser import DenoiserPlan, Trainer
 from tools.flux_mini.encoder import EncoderPlan, EncoderTrainer
 from tools.flux_mini.folder import LIMIT_BYTES, assemble, folder_bytes, load_folder
+from tools.flux_mini.text import TextPlan, train_text
 from tools.judge_flux_mini import picture
 
 MODEL = Path(__file__).resolve().parents[3] / "serve_app" / "models" / "flux-mini"
@@ -49,6 +50,7 @@ def test_shipped_folder_draws_with_the_stock_pipeline_and_is_deterministic() -> 
 
 
 def test_denoiser_trains_and_resumes_where_it_stopped(tmp_path: Path) -> None:
+    train_text(TextPlan(folder=tmp_path, max_steps=1, batch=4))
     plan = DenoiserPlan(folder=tmp_path, max_steps=2)
     first = Trainer(plan)
     first.run()
@@ -61,6 +63,8 @@ def test_denoiser_trains_and_resumes_where_it_stopped(tmp_path: Path) -> None:
         assert torch.equal(a, b)
     second.run()
     assert second.steps == 3
+    text = torch.load(tmp_path / "text.pt", weights_only=True)["clip"]
+    assert all(torch.equal(second.net.clip.state_dict()[name], text[name]) for name in text)
     assert any(
         not torch.equal(a, b)
         for a, b in zip(first.net.parameters(), second.net.parameters(), strict=True)
