@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.serve._private.constants import RAY_SERVE_ENABLE_DIRECT_INGRESS
 from ray.serve.config import RequestRouterConfig
 from ray.serve.context import _get_global_client
 
@@ -27,6 +28,7 @@ MODEL_MAX_QUEUED = 256
 ROUTER_INITIAL_BACKOFF_S = 0.005
 ROUTER_MAX_BACKOFF_S = 0.02
 """Serve's default of 0.5 s leaves a replica idle that long after it became free."""
+EVERY_INTERFACE = "0.0.0.0"
 SHUTDOWN_MARGIN_S = 20
 """Beyond the longest job, so that an update or scale-down loses none."""
 
@@ -64,6 +66,8 @@ def serving_host() -> str | None:
     """Where the running Serve listens; None outside one, and asking starts none."""
     if not ray.is_initialized():
         return None
+    if RAY_SERVE_ENABLE_DIRECT_INGRESS:  # also in HAProxy mode: each gateway opens a port of its own
+        return EVERY_INTERFACE
     client = _get_global_client(raise_if_no_controller_running=False)
     return None if client is None else client.http_config.host
 
