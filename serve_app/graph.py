@@ -66,7 +66,7 @@ def serving_host() -> str | None:
     """Where the running Serve listens; None outside one, and asking starts none."""
     if not ray.is_initialized():
         return None
-    if RAY_SERVE_ENABLE_DIRECT_INGRESS:  # also in HAProxy mode: each gateway opens a port of its own
+    if RAY_SERVE_ENABLE_DIRECT_INGRESS:  # HAProxy mode, too: each gateway opens its own port
         return EVERY_INTERFACE
     client = _get_global_client(raise_if_no_controller_running=False)
     return None if client is None else client.http_config.host
