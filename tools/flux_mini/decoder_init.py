@@ -109,25 +109,30 @@ def _init_balance(shortcut: Any) -> None:
 
 
 def _init_blend(resnet: Any) -> None:
-    """Push the object's colour down outside the edge, and the background's inside."""
+    """Push the object's colour down outside the edge, and the background's inside.
+
+    Each is pushed a little late, so that at the edge itself both show by half: else thin dark
+    lines would run along edges.
+    """
     scale = math.sqrt(2.0) * _LAST_ANCHOR_SIZE
-    nn.init.constant_(resnet.norm1.weight, scale)
-    nn.init.constant_(resnet.norm2.weight, scale)
+    for norm in (resnet.norm1, resnet.norm2):
+        nn.init.constant_(norm.weight, scale)
     conv1, conv2 = resnet.conv1, resnet.conv2
-    conv1.weight[:3] = 0.0
-    for k, (gain, bias) in enumerate(((1.0, _HALF_WIDTH), (1.0, -_HALF_WIDTH), (-2.0, 0.0))):
-        conv1.weight[k, EDGE_CHANNEL, 1, 1] = gain
-        conv1.bias[k] = bias
-    conv1.weight[10:] *= 0.1
-    conv1.weight[3:8] *= 0.1
+    late = 0.35 * _HALF_WIDTH
+    biases = (_HALF_WIDTH - late, -_HALF_WIDTH - late, _HALF_WIDTH + late, -_HALF_WIDTH + late)
+    conv1.weight *= 0.1
+    conv1.weight[:5] = 0.0
+    conv1.weight[:4, EDGE_CHANNEL, 1, 1] = 1.0
+    conv1.weight[4, EDGE_CHANNEL, 1, 1] = -4.0  # keeps the hidden channels' sum at zero
+    conv1.bias[:4] = torch.tensor(biases)
     _anchor(conv1, _LAST_ANCHOR_SIZE)
-    resnet.norm2.weight[:2] = scale * _EDGE_GAIN
-    outside = _PUSH / (2.0 * _HALF_WIDTH * _EDGE_GAIN)  # hidden 0 minus hidden 1: 0 inside, 1 out
-    for c in _COLOURS:
-        sign = -1.0 if c < 3 else 1.0
-        conv2.weight[c, 0, 1, 1] = sign * outside
-        conv2.weight[c, 1, 1, 1] = -sign * outside
-        conv2.bias[c] = 0.0 if c < 3 else -_PUSH
+    resnet.norm2.weight[:4] = scale * _EDGE_GAIN
+    outside = _PUSH / (2.0 * _HALF_WIDTH * _EDGE_GAIN)  # hidden 0 - 1 and 2 - 3: 0 inside, 1 out
+    conv2.weight[:3, 0, 1, 1] = -outside
+    conv2.weight[:3, 1, 1, 1] = outside
+    conv2.weight[3:6, 2, 1, 1] = outside
+    conv2.weight[3:6, 3, 1, 1] = -outside
+    conv2.bias[3:6] = -_PUSH
     conv2.bias[_BALANCE] = 3.0 * _PUSH
 
 

@@ -41,17 +41,32 @@ class DenoiserPlan:
 
 
 def optimizers(transformer: nn.Module, probes: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the transformer's blocks, AdamW for the rest."""
-    matrices, others = [], list(probes.parameters())
+    """Muon for the matrices of the transformer's blocks, AdamW for the rest.
+
+    The layers that read the text go slowly: their inputs are many and of unit size, so that at the
+    full rate AdamW's even steps add up to more than what they are to learn.
+    """
+    matrices, others, readers = [], list(probes.parameters()), []
     for name, p in transformer.named_parameters():
         modulation = ".norm1" in name or ".norm." in name
         if p.ndim == 2 and "transformer_blocks" in name and not modulation:
             matrices.append(p)
+        elif "text_embedder" in name or "context_embedder" in name:
+            readers.append(p)
         else:
             others.append(p)
     return [
-        torch.optim.Muon(matrices, weight_decay=0.0, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.Muon(
+            [{"params": matrices, "scale": 1.0}],
+            weight_decay=0.0,
+            momentum=0.95,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW(
+            [{"params": others, "scale": 1.0}, {"params": readers, "scale": 0.3}],
+            betas=(0.9, 0.95),
+            weight_decay=0.0,
+        ),
     ]
 
 
@@ -89,7 +104,7 @@ class Trainer:
         self.optimizers = optimizers(self.net.transformer, self.probes)
         self.rng = random.Random(plan.seed)
         self.generator = torch.Generator().manual_seed(plan.seed)
-        self.steps = self.samples = self.started_at = 0
+        self.steps = self.samples = 0
         self.elapsed = 0.0
         self.recent: dict[str, float] = {}
         self.file = plan.folder / "denoiser.pt"
@@ -107,7 +122,6 @@ class Trainer:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.steps, self.samples, self.elapsed = state["steps"], state["samples"], state["elapsed"]
-        self.started_at = self.steps
         # Fresh random numbers after a resume: the stream is endless and need not repeat.
         self.rng = random.Random(f"{self.plan.seed}/{self.steps}")
         self.generator.manual_seed(self.plan.seed + self.steps)
@@ -138,11 +152,9 @@ class Trainer:
         fresh.replace(self.file)
 
     def rate_now(self) -> float:
-        """Warm-up (after a resume, too), plateau, then a cosine to zero."""
+        """Warm-up, plateau, then a cosine to zero."""
         used = min(1.0, self.elapsed / (60.0 * self.plan.minutes))
-        rate = self.plan.learning_rate * min(
-            1.0, (self.steps + 1 - self.started_at) / self.plan.warmup_steps
-        )
+        rate = self.plan.learning_rate * min(1.0, (self.steps + 1) / self.plan.warmup_steps)
         if used > self.plan.decay_from:
             rate *= 0.5 * (
                 1 + math.cos(math.pi * (used - self.plan.decay_from) / (1 - self.plan.decay_from))
@@ -160,7 +172,7 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["scale"]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.steps += 1

@@ -149,12 +149,17 @@ def _meaning(spec: Spec) -> list[int]:
 _COLOUR_THEN_SHAPE = ((1, COLOURS.index), (0, SHAPES.index))
 
 
-def plain_attention(
-    query: Tensor, key: Tensor, value: Tensor, *_args: Any, **_kwargs: Any
-) -> Tensor:
-    """Softmax attention spelled out: on CPU in bf16 its backward is far faster than the fused
-    kernel's.
+_stock_attention = functional.scaled_dot_product_attention
+
+
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Softmax attention spelled out: on CPU in bf16 its backward is far faster than the kernel's.
+
+    Only for attention without a mask, the transformer's; the text encoders' masks and position
+    biases go to the stock function.
     """
+    if args or kwargs.get("attn_mask") is not None or kwargs.get("is_causal"):
+        return _stock_attention(query, key, value, *args, **kwargs)
     weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     mixed: Tensor = weights.softmax(dim=-1) @ value
     return mixed

@@ -1,16 +1,23 @@
 """Writes docs/flux-mini.md: curves, contact sheets and accuracy tables."""
 
 import json
+import math
+import random
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from tools.flux_mini import captions
 from tools.flux_mini.folder import folder_bytes, load_folder
+from tools.flux_mini.judge import describe, verdict
+from tools.flux_mini.latents import SceneBatch, encode
 from tools.flux_mini.words import COLOUR_WORDS, SHAPE_WORDS, TEXT_LENGTH
+from tools.flux_mini.world import lay_out
 from tools.judge_flux_mini import picture
 
 Pixels = NDArray[np.uint8]
@@ -125,8 +132,29 @@ def accuracy_rows(results: dict[str, Any]) -> list[str]:
     return rows
 
 
+def round_trip(vae: Any, n: int = 40) -> dict[str, float]:
+    """PSNR in dB of drawn true latents and of coded pictures, and the latter's accuracy."""
+    rng = random.Random("round trip")
+    drawn, coded, right = [], [], []
+    for k in range(n):
+        spec = captions.random_spec(rng, ("single", "count", "relation")[k % 3])
+        side = (256, 512)[k % 2]
+        scene = lay_out(spec, side, side, np.asarray([rng.random() for _ in range(3)]))
+        batch = SceneBatch.of([scene])
+        truth = batch.draw()
+        with torch.no_grad():
+            direct = vae.decode(encode(batch)[0]).sample.clamp(-1, 1)
+            again = vae.decode(vae.encode(truth).latent_dist.mode()).sample.clamp(-1, 1)
+        drawn.append(float((direct - truth).square().mean()))
+        coded.append(float((again - truth).square().mean()))
+        pixels = ((again[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        right.append(all(verdict(spec, describe(pixels)).values()))
+    psnr = [round(10 * math.log10(4 / float(np.mean(e))), 1) for e in (drawn, coded)]
+    return {"drawn": psnr[0], "coded": psnr[1], "right": round(float(np.mean(right)), 3)}
+
+
 def write_report(root: Path, scratch: Path, model: Path) -> None:
-    """Fill docs/flux-mini.template.md's places and write the images."""
+    """Fill the places of report.md and write the images."""
     pipe = load_folder(model)
     images = root / "docs" / "images"
     images.mkdir(parents=True, exist_ok=True)
@@ -139,6 +167,7 @@ def write_report(root: Path, scratch: Path, model: Path) -> None:
     by_shape = results["256x256/4"]["table"]
     shapes = [f"{s} {100 * by_shape[f'shape {s}']['shape']:.0f}" for s in SHAPE_WORDS]
     decoder = (scratch / "decoder.jsonl").read_text().splitlines()
+    trip = round_trip(pipe.vae)
     values = {
         "COLOURS": ", ".join(" / ".join(w) for w in COLOUR_WORDS.values()),
         "SHAPES": ", ".join(" / ".join(pair[0] for pair in w) for w in SHAPE_WORDS.values()),
@@ -149,6 +178,9 @@ def write_report(root: Path, scratch: Path, model: Path) -> None:
         "BY_SHAPE": ", ".join(shapes),
         "MINUTES": f"{log[-1]['minutes']:.0f}",
         "SAMPLES": f"{log[-1]['samples']:,}",
+        "DRAWN_PSNR": str(trip["drawn"]),
+        "TRIP_PSNR": str(trip["coded"]),
+        "TRIP_RIGHT": f"{trip['right']:.0%}",
         "DECODER_MINUTES": f"{json.loads(decoder[-1])['minutes']:.0f}",
     }
     for name, value in values.items():
