@@ -8,6 +8,7 @@ never held while the model runs. Must not touch the model, nor import asyncio: `
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from serve_app.engine.job import (
@@ -59,6 +60,10 @@ class SampleRun:
     queued_s: float = 0.0
     denoise_s: float = 0.0
     decode_s: float = 0.0
+    previews: int = 0
+    """Previews made so far."""
+    encoding: Future[None] | None = None
+    """Its newest file in the making."""
 
     @property
     def seed(self) -> int:

@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from serve_app.engine import codec
 from serve_app.engine.board import Board, SampleRun
-from serve_app.engine.job import Finished, Step, Timings
+from serve_app.engine.images import Images
+from serve_app.engine.job import Step, preview_steps
 from serve_app.engine.sampler import NonFiniteLatents, Pixels, Sampler
 from serve_app.engine.schedule import choose_step_batch
 from serve_app.engine.text import (
@@ -49,7 +49,7 @@ class DeviceThread:
         self._board = board
         self._encoder = encoder
         self._sampler = sampler
-        self._images = images
+        self._images = Images(board, images)
         self._prepare_thread = prepare_thread
         self._prompts: deque[PromptEmbedding] = deque()
         self._stopping = False
@@ -133,6 +133,8 @@ class DeviceThread:
                 self._tell(sample)
             for sample in batch:
                 self._finish(sample)
+            for sample in batch:
+                self._preview(sample)
 
     def _encode_prompts(self) -> None:
         """Fill in the embeddings that were asked for and those that jobs came without."""
@@ -185,6 +187,7 @@ class DeviceThread:
             logger.exception("starting a sample failed: job %s", job.job_id)
             self._board.end(run, GenerationFailed(FAILED))
             return False
+        sample.sample.preview_steps = preview_steps(sample.sample.steps, job.previews)
         waited_s = time.monotonic() - run.admitted_at
         encode_s = 0.0 if run.came_encoded else vectors.encode_s
         sample.queued_s = max(0.0, waited_s - encode_s)
@@ -228,7 +231,19 @@ class DeviceThread:
                 return
             self._board.samples.remove(sample)
         sample.sample = None  # its latents are not needed any more
-        self._images.submit(self._encode_image, sample, pixels)
+        self._images.finish(sample, pixels)
+
+    def _preview(self, sample: SampleRun) -> None:
+        """Decode the preview that the step just done kept, if any; without it the job goes on."""
+        run, state = sample.run, sample.sample
+        if run.ended or state is None or state.preview is None:
+            return
+        try:
+            self._images.preview(sample, self._sampler.decode_preview(state))
+        except Exception:  # also NaN: the image itself will tell
+            logger.exception("a preview failed: job %s", run.job.job_id)
+        finally:
+            self._progress()
 
     def _decode(self, sample: SampleRun) -> Pixels | None:
         """Pixels on the host; None when the job failed for want of them."""
@@ -249,27 +264,6 @@ class DeviceThread:
             self._progress()
         self._board.end(run, GenerationFailed(FAILED))
         return None
-
-    def _encode_image(self, sample: SampleRun, pixels: Pixels) -> None:
-        """Pixels to bytes, on a thread of the pool."""
-        run, job = sample.run, sample.run.job
-        started_at = time.monotonic()
-        try:
-            image = codec.encode(pixels, job.output_format, job.output_compression)
-        except Exception:
-            logger.exception("encoding the image failed: job %s", job.job_id)
-            self._board.end(run, GenerationFailed("The image could not be encoded."))
-            return
-        vectors = run.embedding.vectors
-        timings = Timings(
-            queued_s=sample.queued_s,
-            encode_prompt_s=vectors.encode_s if vectors else 0.0,
-            denoise_s=sample.denoise_s,
-            decode_s=sample.decode_s,
-            encode_image_s=time.monotonic() - started_at,
-        )
-        finished = Finished(job.job_id, sample.index, sample.seed, image, timings)
-        self._board.finish(run, finished)
 
     def _fail_everything(self, error: AppError) -> None:
         """End every job and forget every prompt. Holds the board's lock."""

@@ -92,7 +92,9 @@ class Engine:
     async def submit(
         self, job: GenerationJob, prompt_embedding: PromptEmbedding | None = None
     ) -> AsyncGenerator[Event, None]:
-        """Run a job: `Queued`, then `Step`s and one `Finished` per seed, in the order of doing.
+        """Run a job: `Queued`, then `Step`s, `Preview`s if asked for and one `Finished` per seed.
+
+        Events come in the order of doing; those of one sample in their own order.
 
         Closing the iterator, or cancelling the task that waits in it, drops the job's samples at
         the next step boundary.

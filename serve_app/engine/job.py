@@ -27,6 +27,8 @@ class GenerationJob:
     """For fair sharing between accounts."""
     timeout_s: float = 600.0
     """Time left when the job was sent; clocks of two machines are never compared."""
+    previews: int = 0
+    """Previews of each sample on its way; see `preview_steps`."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,16 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Preview:
+    """What sample `index` will probably look like: `number` counts its previews from 0."""
+
+    job_id: str
+    index: int
+    number: int
+    image: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Finished:
     """Sample `index` is an encoded image."""
 
@@ -69,7 +81,17 @@ class Finished:
     timings: Timings
 
 
-Event = Queued | Step | Finished
+Event = Queued | Step | Preview | Finished
+
+
+def preview_steps(steps: int, previews: int) -> tuple[int, ...]:
+    """After which steps (counted from 1) to make previews: evenly spaced, never after the last.
+
+    The last step gives the image itself, so there are at most `steps` - 1.
+    """
+    count = min(previews, steps - 1)
+    parts = count + 1
+    return tuple((2 * i * steps + parts) // (2 * parts) for i in range(1, parts))
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,10 @@ class Sample:
     """Own copy: it counts this sample's steps."""
     timesteps: torch.Tensor
     steps_done: int = 0
+    preview_steps: tuple[int, ...] = ()
+    """After which steps to keep the latents of a preview."""
+    preview: torch.Tensor | None = None
+    """Predicted clean latents of the step just done, if it is one of those."""
 
     @property
     def done(self) -> bool:
@@ -102,6 +106,7 @@ class Sampler:
         for row, sample in enumerate(samples):
             timestep = sample.timesteps[sample.steps_done]
             velocity = velocities[row : row + 1]
+            sample.preview = _clean_latents(sample, velocity)
             sample.latents = sample.scheduler.step(
                 velocity, timestep, sample.latents, return_dict=False
             )[0]
@@ -118,12 +123,23 @@ class Sampler:
         Raises:
             NonFiniteLatents: the latents or the decoded picture hold NaN or infinity.
         """
+        return self._decode(sample.latents, sample)
+
+    @torch.no_grad()
+    def decode_preview(self, sample: Sample) -> Pixels:
+        """Pixels of `sample.preview`, which is dropped; raises as `decode`."""
+        latents, sample.preview = sample.preview, None
+        if latents is None:
+            raise ValueError("no preview was kept at this step")
+        return self._decode(latents, sample)
+
+    def _decode(self, latents: torch.Tensor, sample: Sample) -> Pixels:
         pipeline = self._pipeline
         config = pipeline.vae.config
-        if not bool(torch.isfinite(sample.latents).all()):
+        if not bool(torch.isfinite(latents).all()):
             raise NonFiniteLatents
         latents = pipeline._unpack_latents(
-            sample.latents, sample.height, sample.width, pipeline.vae_scale_factor
+            latents, sample.height, sample.width, pipeline.vae_scale_factor
         )
         latents = (latents / config.scaling_factor) + config.shift_factor
         image = pipeline.vae.decode(latents, return_dict=False)[0]
@@ -174,6 +190,17 @@ class Sampler:
         )[0]
         scheduler.set_begin_index(0)
         return timesteps
+
+
+def _clean_latents(sample: Sample, velocity: torch.Tensor) -> torch.Tensor | None:
+    """Where the step under way thinks this sample ends; None when nobody wants a preview of it.
+
+    A new tensor: the sample's own latents, and so its image, do not change.
+    """
+    if sample.steps_done + 1 not in sample.preview_steps:
+        return None
+    sigma = float(sample.scheduler.sigmas[sample.steps_done])
+    return sample.latents - sigma * velocity
 
 
 def _to_pixels(image: torch.Tensor) -> Pixels:
