@@ -3,6 +3,7 @@
 A part of `config.py`, which is where everybody else imports it from. Units stand in the names.
 """
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
@@ -13,6 +14,7 @@ Precision = Literal["fp32", "bf16", "fp8"]
 Attention = Literal["native", "cudnn", "flash3", "best"]
 Compile = Literal["off", "dynamic", "static"]
 Offload = Literal["none", "text_encoder", "model", "group"]
+Schedule = Literal["fair", "srpt", "fcfs"]
 
 
 class Section(BaseModel):
@@ -78,7 +80,50 @@ class EngineConfig(Section):
         2, le=64, description="Threads that turn pixels into PNG, JPEG or WebP beside the device."
     )
     step_batch_max_samples: PositiveInt = Field(
-        4, le=64, description="Samples of one size that may share a transformer call."
+        8,
+        le=64,
+        description="Samples of one size that may share a transformer call, where measurement "
+        "finds that so many pay. 1 makes the bytes of an image independent of load.",
+    )
+    step_batch_max_tokens: PositiveInt | None = Field(
+        None, description="Tokens (text and image) of a step batch; null sets no cap of this kind."
+    )
+    step_batch_samples: dict[Size, PositiveInt] = Field(
+        default={},
+        description="Samples per step batch for single sizes, instead of what is measured.",
+    )
+    budget_measure_s: float = Field(
+        3.0,
+        ge=0,
+        le=600,
+        description="Time that start takes to measure which step batches of `warm_up_sizes` pay; "
+        "0 learns it from traffic, as for all other sizes.",
+    )
+    cost_cache: Path | None = Field(
+        None,
+        description="File that keeps measured step times per device and model over restarts; "
+        "null keeps them in memory.",
+    )
+    schedule: Schedule = Field(
+        "fair",
+        description="What runs next: `fair` (shortest remaining cost, ageing, fair share of "
+        "accounts), `srpt` (shortest remaining cost alone), `fcfs` (first come, first served).",
+    )
+    ageing: float = Field(
+        0.05,
+        ge=0,
+        le=10,
+        description="Seconds of remaining cost that a second of waiting makes up for: a job of "
+        "cost c may be overtaken by jobs that come within c / ageing, by none later.",
+    )
+    share_burst_s: float = Field(
+        1.0,
+        ge=0,
+        description="Device seconds that an account may be ahead of its fair share before others "
+        "go first; 0 is strict, more favours short jobs of busy accounts.",
+    )
+    account_weights: dict[str, PositiveFloat] = Field(
+        default={}, description="Shares of accounts, by account id; 1 where none is set."
     )
     prompt_cache_entries: int = Field(
         256,

@@ -10,19 +10,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from serve_app.engine.board import Board, SampleRun
 from serve_app.engine.images import Images
 from serve_app.engine.job import Step, preview_steps
+from serve_app.engine.retry import Retrying
 from serve_app.engine.sampler import NonFiniteLatents, Pixels, Sampler
-from serve_app.engine.schedule import choose_step_batch
+from serve_app.engine.schedule import Shape
 from serve_app.engine.text import (
     PASS_PROMPTS_MAX,
     PromptEmbedding,
     PromptEncoder,
     PromptVectors,
 )
+from serve_app.engine.watchdog import Watchdog
 from serve_app.errors import AppError, Draining, GenerationFailed, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -43,18 +45,21 @@ class DeviceThread:
         board: Board,
         encoder: PromptEncoder,
         sampler: Sampler,
+        watchdog: Watchdog,
         images: ThreadPoolExecutor,
         prepare_thread: Callable[[], None],
     ) -> None:
         self._board = board
         self._encoder = encoder
         self._sampler = sampler
+        self.retrying = Retrying(sampler, self._limit_batches)
+        self._watchdog = watchdog
         self._images = Images(board, images)
         self._prepare_thread = prepare_thread
         self._prompts: deque[PromptEmbedding] = deque()
+        self._errands: deque[Callable[[], None]] = deque()
         self._stopping = False
         self._failures_in_a_row = 0
-        self._busy_since: float | None = None  # start of the stage in progress; None when asleep
         self._thread = threading.Thread(target=self._main, name="flux-device", daemon=True)
         self._thread.start()
 
@@ -72,16 +77,32 @@ class DeviceThread:
             self._board.changed.notify_all()
         return handles
 
-    def trouble(self, stall_after_s: float) -> str | None:
+    def run_between_steps(self, errand: Callable[[], None]) -> Future[None]:
+        """Have the device thread do something between two steps. Any thread."""
+        done: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                errand()
+            except Exception as exc:
+                logger.exception("an errand between two steps failed")
+                done.set_exception(exc)
+            else:
+                done.set_result(None)
+
+        with self._board.changed:
+            self._board.refuse_when_closed()
+            self._errands.append(run)
+            self._board.changed.notify_all()
+        return done
+
+    def trouble(self) -> str | None:
         """Say why the device cannot be relied on, or None. Any thread."""
         if not self._thread.is_alive():
             return "the device thread is dead"
         if self._failures_in_a_row >= FAILURES_IN_A_ROW_MAX:
             return f"the last {self._failures_in_a_row} step batches failed"
-        since = self._busy_since
-        if since is not None and time.monotonic() - since > stall_after_s:
-            return f"no progress for {time.monotonic() - since:.0f} s with work queued"
-        return None
+        return self._watchdog.overdue()
 
     def close(self, drain_s: float) -> None:
         """Refuse new jobs, finish the others for `drain_s`, fail the rest, end the thread."""
@@ -111,24 +132,26 @@ class DeviceThread:
         """Sleep until there is something to do; False when the thread shall end."""
         board = self._board
         with board.changed:
-            self._busy_since = None
-            board.changed.wait_for(lambda: self._stopping or board.samples or self._prompts)
-            self._progress()
+            board.changed.wait_for(
+                lambda: self._stopping or board.samples or self._prompts or self._errands
+            )
             return not self._stopping
-
-    def _progress(self) -> None:
-        self._busy_since = time.monotonic()
 
     def _turn(self) -> None:
         """Everything between two step boundaries."""
         board = self._board
         board.end_late()
+        while self._errands:
+            self._watchdog.begin("an errand")
+            self._errands.popleft()()
+            self._watchdog.end(learn=False)
         self._encode_prompts()
         with board.changed:
             ready = [sample for sample in board.samples if sample.run.embedding.vectors]
-        chosen = choose_step_batch([sample.candidate for sample in ready], board.batch_max_samples)
+            chosen = board.planner.choose([sample.candidate for sample in ready])
         batch = [ready[index] for index in chosen if self._start(ready[index])]
-        if batch and self._step(batch):
+        batch = self._step(batch) if batch else []
+        if batch:
             for sample in batch:
                 self._tell(sample)
             for sample in batch:
@@ -160,16 +183,16 @@ class DeviceThread:
 
     def _encode(self, prompts: list[str]) -> dict[str, PromptVectors | AppError]:
         """Encode in one pass; if that fails, one by one, so that only the culprit suffers."""
+        self._watchdog.begin(("encode", len(prompts)))
         try:
-            found = dict(zip(prompts, self._encoder.encode(prompts), strict=True))
+            return dict(zip(prompts, self._encoder.encode(prompts), strict=True))
         except Exception:
             logger.exception("encoding %d prompts failed", len(prompts))
-            if len(prompts) == 1:
-                return {prompts[0]: GenerationFailed("The model failed to read the prompt.")}
-            return {name: answer for one in prompts for name, answer in self._encode([one]).items()}
         finally:
-            self._progress()
-        return dict(found)
+            self._watchdog.end()
+        if len(prompts) == 1:
+            return {prompts[0]: GenerationFailed("The model failed to read the prompt.")}
+        return {name: answer for one in prompts for name, answer in self._encode([one]).items()}
 
     def _start(self, sample: SampleRun) -> bool:
         """Draw the noise of a sample chosen for the first time; False when that failed."""
@@ -193,26 +216,34 @@ class DeviceThread:
         sample.queued_s = max(0.0, waited_s - encode_s)
         return True
 
-    def _step(self, batch: list[SampleRun]) -> bool:
-        """One transformer call; if it fails, so do its jobs, and nobody else's."""
+    def _step(self, batch: list[SampleRun]) -> list[SampleRun]:
+        """One step of each sample, in one transformer call; returns those that took it.
+
+        Should the call fail, smaller ones find out whose fault it was; only that job fails.
+        """
+        states = {id(sample.sample): sample for sample in batch}
+        height, width = batch[0].candidate.shape
+        self._watchdog.begin(("step", height, width, len(batch)))
         started_at = time.monotonic()
-        try:
-            self._sampler.step([sample.sample for sample in batch if sample.sample])
-        except Exception:
-            logger.exception("a step batch of %d samples failed", len(batch))
-            self._failures_in_a_row += 1
-            for sample in batch:
-                self._board.end(sample.run, GenerationFailed(FAILED))
-            return False
-        finally:
-            self._progress()
+        calls_before = self.retrying.failures
+        failed = self.retrying.step([sample.sample for sample in batch if sample.sample])
         seconds = time.monotonic() - started_at
-        self._failures_in_a_row = 0
-        with self._board.changed:
-            self._board.clock.count(len(batch), seconds)
-        for sample in batch:
+        smooth = self.retrying.failures == calls_before
+        self._watchdog.end(learn=smooth)
+        for state in failed:
+            self._board.end(states.pop(id(state)).run, GenerationFailed(FAILED))
+        stepped = list(states.values())
+        self._failures_in_a_row = 0 if stepped else self._failures_in_a_row + 1
+        if smooth:  # a retried step says nothing about what steps cost
+            self._board.stepped(batch, seconds)
+        for sample in stepped:
             sample.denoise_s += seconds
-        return True
+        return stepped
+
+    def _limit_batches(self, shape: Shape, samples: int) -> None:
+        """More than `samples` of a shape ran out of memory."""
+        with self._board.changed:
+            self._board.planner.budget.forbid(shape, samples + 1)
 
     def _tell(self, sample: SampleRun) -> None:
         """Send the step just done, before any decoding: a message should not wait for that."""
@@ -238,30 +269,33 @@ class DeviceThread:
         run, state = sample.run, sample.sample
         if run.ended or state is None or state.preview is None:
             return
+        self._watchdog.begin(("decode", run.job.height, run.job.width))
         try:
             self._images.preview(sample, self._sampler.decode_preview(state))
         except Exception:  # also NaN: the image itself will tell
             logger.exception("a preview failed: job %s", run.job.job_id)
         finally:
-            self._progress()
+            self._watchdog.end()
 
     def _decode(self, sample: SampleRun) -> Pixels | None:
         """Pixels on the host; None when the job failed for want of them."""
         started_at = time.monotonic()
         run = sample.run
+        self._watchdog.begin(("decode", run.job.height, run.job.width))
         try:
             if sample.sample is None:
                 return None
-            pixels = self._sampler.decode(sample.sample)
+            pixels = self.retrying.decode(sample.sample)
         except NonFiniteLatents:
             logger.error("latents hold NaN or infinity: job %s", run.job.job_id)
         except Exception:
             logger.exception("decoding failed: job %s", run.job.job_id)
         else:
             sample.decode_s = time.monotonic() - started_at
+            self._board.decoded(sample)
             return pixels
         finally:
-            self._progress()
+            self._watchdog.end()
         self._board.end(run, GenerationFailed(FAILED))
         return None
 

@@ -15,7 +15,7 @@ from typing import Self
 from diffusers import FluxPipeline
 
 from serve_app.config import EngineConfig
-from serve_app.engine import load
+from serve_app.engine import load, memory
 from serve_app.engine.board import Board
 from serve_app.engine.device import DeviceThread
 from serve_app.engine.job import (
@@ -27,12 +27,15 @@ from serve_app.engine.job import (
     ModelInfo,
     Queued,
 )
+from serve_app.engine.measure import device_key, measure
+from serve_app.engine.planner import Planner
 from serve_app.engine.sampler import Sampler
 from serve_app.engine.text import PromptEmbedding, PromptEncoder
+from serve_app.engine.watchdog import Watchdog
 from serve_app.errors import InvalidValue
 
-STALL_AFTER_S = 300.0  # longest stage that still counts as progress: a first compile takes minutes
 DRAIN_S = 60.0  # what `async with` grants running jobs: a FLUX.1-dev image takes a few seconds
+WARM_UP = "warm up"  # the prompt that warms up
 SEED_LIMIT = 2**64  # torch.Generator takes 64 bits
 
 
@@ -48,18 +51,28 @@ class Engine:
         config: EngineConfig | None = None,
         *,
         text_tokens_max: int | None = None,
-        stall_after_s: float = STALL_AFTER_S,
     ) -> None:
         """Serve a pipeline that is already on its device. The engine owns it from here on."""
         config = config or EngineConfig()
         self.info: ModelInfo = load.model_info(pipeline, text_tokens_max)
-        self._stall_after_s = stall_after_s
+        self.memory = memory.budget(
+            pipeline, self.info.text_tokens_max, config.device, config.memory_limit_gib
+        )
         self._images = ThreadPoolExecutor(config.encode_threads, "flux-image")
-        self._board = Board(config.queue_max_samples, config.step_batch_max_samples)
+        self._planner = Planner(
+            config,
+            self.info.size_multiple_px,
+            self.info.text_tokens_max,
+            device_key(pipeline, config),
+        )
+        self._measure_s = config.budget_measure_s
+        self._sampler = Sampler(pipeline, config.device)
+        self._board = Board(config.queue_max_samples, self._planner)
         self._device = DeviceThread(
             self._board,
             PromptEncoder(pipeline, self.info.text_tokens_max, config.prompt_cache_entries),
-            Sampler(pipeline, config.device),
+            self._sampler,
+            Watchdog(config.stall_first_s, config.stall_factor),
             self._images,
             prepare_thread=partial(load.set_torch_threads, config.torch_threads),
         )
@@ -71,7 +84,6 @@ class Engine:
         config: EngineConfig | None = None,
         *,
         text_tokens_max: int | None = None,
-        stall_after_s: float = STALL_AFTER_S,
     ) -> Self:
         """Load a model and start its engine; blocks for as long as loading takes.
 
@@ -79,7 +91,6 @@ class Engine:
             source: `embedded:flux-mini`, a diffusers folder, a hub id, or `random:...`.
             config: device, precision, threads, batch and queue sizes; None takes the defaults.
             text_tokens_max: caps the tokens of the T5 encoder; None takes what suits the model.
-            stall_after_s: a stage that takes longer makes the engine unhealthy.
 
         Raises:
             ConfigError: nothing loadable at `source`, or no such device.
@@ -87,7 +98,7 @@ class Engine:
         config = config or EngineConfig()
         load.set_torch_threads(config.torch_threads)
         pipeline = load.load_pipeline(source, config.device, config.precision)
-        return cls(pipeline, config, text_tokens_max=text_tokens_max, stall_after_s=stall_after_s)
+        return cls(pipeline, config, text_tokens_max=text_tokens_max)
 
     async def submit(
         self, job: GenerationJob, prompt_embedding: PromptEmbedding | None = None
@@ -106,7 +117,8 @@ class Engine:
 
         Raises:
             InvalidValue: the model cannot draw that size, or a number is out of range.
-            Overloaded: the queue is full. Draining: the engine is closing. Unavailable: it is dead.
+            Overloaded: the queue is full, or too long for the job to be finished in time.
+            Draining: the engine is closing. Unavailable: it is dead.
             GenerationFailed: the model failed. DeadlineExceeded: `timeout_s` has passed.
             JobCancelled: somebody called `cancel`.
         """
@@ -157,9 +169,17 @@ class Engine:
         """A snapshot; cheap enough for every metrics interval."""
         return self._board.stats()
 
+    def estimate(self, job: GenerationJob) -> float | None:
+        """Seconds until a job would be done, were it submitted now and no other after it.
+
+        None before the engine has timed a step.
+        """
+        expected = self._board.estimate(job)
+        return expected.finish_s if expected else None
+
     def healthy(self) -> bool:
         """Whether the device thread lives, works, and gets ahead while there is work."""
-        return self._device.trouble(self._stall_after_s) is None
+        return self._device.trouble() is None
 
     def check(self) -> None:
         """Do nothing when healthy.
@@ -167,16 +187,25 @@ class Engine:
         Raises:
             RuntimeError: says what is wrong; the replica should be replaced.
         """
-        trouble = self._device.trouble(self._stall_after_s)
+        trouble = self._device.trouble()
         if trouble:
             raise RuntimeError(f"engine unhealthy: {trouble}")
 
     async def warm_up(self, sizes: Iterable[tuple[int, int]]) -> None:
-        """Draw one single-step image of each (width, height), so that no client waits for it."""
+        """Prepare (width, height)s, so that no client waits for the first use.
+
+        Draws a single-step image of each, and measures which step batches pay.
+        """
+        sizes = list(sizes)
         for width, height in sizes:
             job_id = f"warm-up-{width}x{height}"
             await self.generate(
-                GenerationJob(job_id, "warm up", width, height, steps=1, guidance=0.0, seeds=(0,))
+                GenerationJob(job_id, WARM_UP, width, height, steps=1, guidance=0.0, seeds=(0,))
+            )
+        if sizes and self._measure_s:
+            [prompt] = await self.encode_prompts([WARM_UP])
+            await asyncio.wrap_future(
+                self._device.run_between_steps(partial(self._measure, prompt, sizes))
             )
 
     async def close(self, drain_s: float = 0.0) -> None:
@@ -195,10 +224,22 @@ class Engine:
     ) -> None:
         await self.close(0.0 if error else DRAIN_S)
 
+    def _measure(self, prompt: PromptEmbedding, sizes: Sequence[tuple[int, int]]) -> None:
+        """On the device thread: learn the costs of sizes that are warm."""
+        if prompt.vectors is None:  # the image drawn before has put it into the cache
+            return
+        shapes = [(height, width) for width, height in sizes]
+        measure(self._board, self._sampler, prompt.vectors, shapes, self._measure_s)
+        self._planner.keep()
+
     def _check_job(self, job: GenerationJob) -> None:
         multiple = self.info.size_multiple_px
         if job.width % multiple or job.height % multiple or min(job.width, job.height) < multiple:
             raise InvalidValue(f"Width and height must be multiples of {multiple}.").at("size")
+        if self.memory.samples_max(job.height, job.width) == 0:
+            raise InvalidValue("The memory of this model's machine cannot hold that size.").at(
+                "size"
+            )
         if job.steps < 1:
             raise InvalidValue("At least one step is needed.").at("num_inference_steps")
         if not job.seeds:

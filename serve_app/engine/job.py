@@ -113,6 +113,8 @@ class EngineStats:
     step_batches_done: int
     step_time_s: float
     """Running mean of one transformer call; 0.0 before the first."""
+    backlog_s: float = 0.0
+    """Estimated device time of everything inside; 0.0 before anything was measured."""
 
 
 @dataclass(frozen=True)

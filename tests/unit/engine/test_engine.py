@@ -329,7 +329,7 @@ async def test_a_device_that_fails_every_time_is_unhealthy_until_it_works_again(
 async def test_a_stalled_device_is_unhealthy_and_an_idle_one_is_not(
     make_engine: MakeEngine, gate: Gate
 ) -> None:
-    engine = make_engine(stall_after_s=0.05)
+    engine = make_engine(stall_first_s=0.05)
     assert engine.healthy()
     gate.close()
     task = asyncio.create_task(engine.generate(make_job(steps=1)))
@@ -416,7 +416,7 @@ async def test_jobs_of_a_dead_device_thread_fail_and_new_ones_are_refused(
     def broken(*_: object) -> list[int]:
         raise MemoryError
 
-    monkeypatch.setattr("serve_app.engine.device.choose_step_batch", broken)
+    monkeypatch.setattr("serve_app.engine.planner.choose_step_batch", broken)
     with pytest.raises(GenerationFailed):
         await engine.generate(make_job())
     await until(lambda: not engine.healthy())
@@ -448,7 +448,7 @@ async def test_a_job_that_the_model_cannot_do_is_refused(
 
 
 async def test_warming_up_draws_each_size_once(make_engine: MakeEngine, gate: Gate) -> None:
-    engine = make_engine()
+    engine = make_engine(budget_measure_s=0)
     await engine.warm_up([(64, 64), (96, 64)])
     assert gate.calls == 2
     assert is_empty(engine)
