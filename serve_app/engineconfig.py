@@ -4,9 +4,9 @@ A part of `config.py`, which is where everybody else imports it from. Units stan
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 Size = Annotated[str, Field(pattern=r"^[0-9]{2,5}x[0-9]{2,5}$")]
 """`WIDTHxHEIGHT` in pixels."""
@@ -136,6 +136,19 @@ class EngineConfig(Section):
     queue_max_samples: PositiveInt = Field(
         256, description="Samples a replica holds before it answers 503."
     )
+
+    @model_validator(mode="after")
+    def _switches_agree(self) -> Self:
+        compiled = self.optimize.compile_transformer != "off"
+        if self.precision == "fp8" and not compiled:
+            raise ValueError(
+                "precision fp8 is slower than bf16 without optimize.compile_transformer"
+            )
+        if self.offload == "group" and (compiled or self.optimize.compile_vae):
+            raise ValueError("offload group moves weights between blocks: it cannot be compiled")
+        if self.offload == "group" and self.precision == "fp8":
+            raise ValueError("offload group does not work with precision fp8")
+        return self
 
 
 class BatchingConfig(Section):

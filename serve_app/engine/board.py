@@ -18,6 +18,7 @@ from serve_app.engine.job import (
     GenerationJob,
     JobCancelled,
 )
+from serve_app.engine.meters import Meters
 from serve_app.engine.planner import Estimate, Planner
 from serve_app.engine.sampler import Sample
 from serve_app.engine.schedule import Candidate
@@ -115,6 +116,7 @@ class Board:
     samples: list[SampleRun] = field(default_factory=list)
     """Queued and running, in order of arrival; not those already with the image encoders."""
     clock: StepClock = field(default_factory=StepClock)
+    meters: Meters = field(default_factory=Meters)
     refusal: tuple[type[Unavailable], str] | None = None
     """Why no new job is taken any more: class and message of the error."""
 
@@ -160,6 +162,7 @@ class Board:
             if run.ended:
                 return
             run.samples_left -= 1
+            self.meters.finished((run.job.height, run.job.width), finished.timings)
             self._deliver(run, finished)
             if run.samples_left == 0:
                 self.end(run, None)
@@ -192,6 +195,7 @@ class Board:
         """Learn from a step batch."""
         with self.changed:
             self.clock.count(len(batch), seconds)
+            self.meters.stepped(batch[0].candidate.shape, len(batch), seconds)
             self.planner.stepped([sample.candidate for sample in batch], seconds)
 
     def decoded(self, sample: SampleRun) -> None:
@@ -219,6 +223,7 @@ class Board:
                 step_batches_done=self.clock.batches,
                 step_time_s=self.clock.batch_s,
                 backlog_s=self.planner.backlog_s([sample.candidate for sample in self.samples]),
+                sizes=self.meters.stats(sample.candidate for sample in self.samples),
             )
 
     def _inside(self) -> int:

@@ -8,7 +8,7 @@ may set one, too (`forbid`). Must not import torch or read a clock.
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,12 @@ class Budget:
         samples_max: int,
         tokens_max: int | None = None,
         samples_by_shape: Mapping[Shape, int] | None = None,
+        samples_that_fit: Callable[[Shape], int] | None = None,
     ) -> None:
+        """`samples_that_fit` estimates what memory allows."""
         self._costs = costs
         self._samples_max = samples_max
+        self._samples_that_fit = samples_that_fit
         self._tokens_max = tokens_max
         self._samples_by_shape = dict(samples_by_shape or {})
         self._caps: dict[Shape, int] = {}
@@ -54,6 +57,8 @@ class Budget:
         most = min(self._samples_max, self._caps.get(shape, self._samples_max))
         if self._tokens_max is not None:
             most = min(most, self._tokens_max // self._costs.tokens(shape))
+        if self._samples_that_fit is not None:
+            most = min(most, self._samples_that_fit(shape))
         return max(1, min(most, self._samples_by_shape.get(shape, most)))
 
     def forbid(self, shape: Shape, samples: int) -> None:

@@ -15,15 +15,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from serve_app.engine.board import Board, SampleRun
 from serve_app.engine.images import Images
 from serve_app.engine.job import Step, preview_steps
+from serve_app.engine.prompts import PromptQueue
 from serve_app.engine.retry import Retrying
 from serve_app.engine.sampler import NonFiniteLatents, Pixels, Sampler
 from serve_app.engine.schedule import Shape
-from serve_app.engine.text import (
-    PASS_PROMPTS_MAX,
-    PromptEmbedding,
-    PromptEncoder,
-    PromptVectors,
-)
+from serve_app.engine.text import PromptEmbedding, PromptEncoder
 from serve_app.engine.watchdog import Watchdog
 from serve_app.errors import AppError, Draining, GenerationFailed, Unavailable
 
@@ -50,13 +46,12 @@ class DeviceThread:
         prepare_thread: Callable[[], None],
     ) -> None:
         self._board = board
-        self._encoder = encoder
         self._sampler = sampler
         self.retrying = Retrying(sampler, self._limit_batches)
         self._watchdog = watchdog
         self._images = Images(board, images)
         self._prepare_thread = prepare_thread
-        self._prompts: deque[PromptEmbedding] = deque()
+        self._prompts = PromptQueue(board, encoder, watchdog)
         self._errands: deque[Callable[[], None]] = deque()
         self._stopping = False
         self._failures_in_a_row = 0
@@ -64,18 +59,8 @@ class DeviceThread:
         self._thread.start()
 
     def encode(self, prompts: Sequence[str]) -> list[PromptEmbedding]:
-        """Take prompts to encode before the next step; known ones are ready at once. Any thread.
-
-        Raises:
-            Draining: the engine is closing.
-            Unavailable: the device thread died.
-        """
-        handles = [PromptEmbedding(prompt, self._encoder.cached(prompt)) for prompt in prompts]
-        with self._board.changed:
-            self._board.refuse_when_closed()
-            self._prompts.extend(handle for handle in handles if handle.pending)
-            self._board.changed.notify_all()
-        return handles
+        """Take prompts to encode before the next step; raises as `PromptQueue.ask`. Any thread."""
+        return self._prompts.ask(prompts)
 
     def run_between_steps(self, errand: Callable[[], None]) -> Future[None]:
         """Have the device thread do something between two steps. Any thread."""
@@ -145,7 +130,7 @@ class DeviceThread:
             self._watchdog.begin("an errand")
             self._errands.popleft()()
             self._watchdog.end(learn=False)
-        self._encode_prompts()
+        self._prompts.encode()
         with board.changed:
             ready = [sample for sample in board.samples if sample.run.embedding.vectors]
             chosen = board.planner.choose([sample.candidate for sample in ready])
@@ -158,41 +143,6 @@ class DeviceThread:
                 self._finish(sample)
             for sample in batch:
                 self._preview(sample)
-
-    def _encode_prompts(self) -> None:
-        """Fill in the embeddings that were asked for and those that jobs came without."""
-        with self._board.changed:
-            count = min(len(self._prompts), PASS_PROMPTS_MAX)
-            asked = [self._prompts.popleft() for _ in range(count)]
-            runs = list(self._board.runs.values())
-        pending = [*asked, *(run.embedding for run in runs)]
-        pending = [handle for handle in dict.fromkeys(pending) if handle.pending]
-        pending = pending[:PASS_PROMPTS_MAX]
-        if not pending:
-            return
-        encoded = self._encode([handle.prompt for handle in pending])
-        for handle in pending:
-            answer = encoded[handle.prompt]
-            if isinstance(answer, AppError):
-                handle.failure = answer
-            else:
-                handle.vectors = answer
-        for run in runs:
-            if run.embedding.failure:
-                self._board.end(run, run.embedding.failure)
-
-    def _encode(self, prompts: list[str]) -> dict[str, PromptVectors | AppError]:
-        """Encode in one pass; if that fails, one by one, so that only the culprit suffers."""
-        self._watchdog.begin(("encode", len(prompts)))
-        try:
-            return dict(zip(prompts, self._encoder.encode(prompts), strict=True))
-        except Exception:
-            logger.exception("encoding %d prompts failed", len(prompts))
-        finally:
-            self._watchdog.end()
-        if len(prompts) == 1:
-            return {prompts[0]: GenerationFailed("The model failed to read the prompt.")}
-        return {name: answer for one in prompts for name, answer in self._encode([one]).items()}
 
     def _start(self, sample: SampleRun) -> bool:
         """Draw the noise of a sample chosen for the first time; False when that failed."""
@@ -302,5 +252,4 @@ class DeviceThread:
     def _fail_everything(self, error: AppError) -> None:
         """End every job and forget every prompt. Holds the board's lock."""
         self._board.end_all(error)
-        while self._prompts:
-            self._prompts.popleft().failure = error
+        self._prompts.fail(error)

@@ -5,7 +5,8 @@ caller's event loop. Nothing here blocks that loop. Must not import Ray or anyth
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Sequence
+import dataclasses
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
@@ -28,9 +29,12 @@ from serve_app.engine.job import (
     Queued,
 )
 from serve_app.engine.measure import device_key, measure
+from serve_app.engine.optimize import optimize, prepare_thread
 from serve_app.engine.planner import Planner
 from serve_app.engine.sampler import Sampler
+from serve_app.engine.schedule import Shape
 from serve_app.engine.text import PromptEmbedding, PromptEncoder
+from serve_app.engine.warmup import compile_ahead
 from serve_app.engine.watchdog import Watchdog
 from serve_app.errors import InvalidValue
 
@@ -51,9 +55,15 @@ class Engine:
         config: EngineConfig | None = None,
         *,
         text_tokens_max: int | None = None,
+        compile_backend: str = "inductor",
     ) -> None:
-        """Serve a pipeline that is already on its device. The engine owns it from here on."""
+        """Serve a pipeline that is already on its device. The engine owns it from here on.
+
+        Raises:
+            ConfigError: this machine lacks what a switch in `config.optimize` needs.
+        """
         config = config or EngineConfig()
+        self._compiled = optimize(pipeline, config, compile_backend)
         self.info: ModelInfo = load.model_info(pipeline, text_tokens_max)
         self.memory = memory.budget(
             pipeline, self.info.text_tokens_max, config.device, config.memory_limit_gib
@@ -64,17 +74,22 @@ class Engine:
             self.info.size_multiple_px,
             self.info.text_tokens_max,
             device_key(pipeline, config),
+            lambda shape: self.memory.samples_max(*shape),
         )
+        self._device_name = config.device
         self._measure_s = config.budget_measure_s
-        self._sampler = Sampler(pipeline, config.device)
+        self._encoder = PromptEncoder(
+            pipeline, self.info.text_tokens_max, config.prompt_cache_entries
+        )
+        self._sampler = Sampler(pipeline, config.device, self._compiled)
         self._board = Board(config.queue_max_samples, self._planner)
         self._device = DeviceThread(
             self._board,
-            PromptEncoder(pipeline, self.info.text_tokens_max, config.prompt_cache_entries),
+            self._encoder,
             self._sampler,
             Watchdog(config.stall_first_s, config.stall_factor),
             self._images,
-            prepare_thread=partial(load.set_torch_threads, config.torch_threads),
+            prepare_thread=partial(self._prepare_thread, config.torch_threads),
         )
 
     @classmethod
@@ -97,7 +112,7 @@ class Engine:
         """
         config = config or EngineConfig()
         load.set_torch_threads(config.torch_threads)
-        pipeline = load.load_pipeline(source, config.device, config.precision)
+        pipeline = load.load_pipeline(source, config.device, config.precision, config.offload)
         return cls(pipeline, config, text_tokens_max=text_tokens_max)
 
     async def submit(
@@ -167,7 +182,13 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """A snapshot; cheap enough for every metrics interval."""
-        return self._board.stats()
+        return dataclasses.replace(
+            self._board.stats(),
+            recompiles=self._compiled.recompiles,
+            eager_calls=self._compiled.eager_calls,
+            out_of_memory=self._device.retrying.out_of_memory,
+            memory_peak_bytes=memory.peak_bytes(self._device_name),
+        )
 
     def estimate(self, job: GenerationJob) -> float | None:
         """Seconds until a job would be done, were it submitted now and no other after it.
@@ -194,19 +215,21 @@ class Engine:
     async def warm_up(self, sizes: Iterable[tuple[int, int]]) -> None:
         """Prepare (width, height)s, so that no client waits for the first use.
 
-        Draws a single-step image of each, and measures which step batches pay.
+        Compiles what they need, draws a single-step image of each, and measures which step batches
+        pay. Sizes left out run what fits of the compiled code, or without.
         """
         sizes = list(sizes)
+        shapes = [(height, width) for width, height in sizes]
+        if self._compiled.active:
+            await self._between_steps(partial(self._compile_ahead, shapes))
         for width, height in sizes:
             job_id = f"warm-up-{width}x{height}"
             await self.generate(
                 GenerationJob(job_id, WARM_UP, width, height, steps=1, guidance=0.0, seeds=(0,))
             )
         if sizes and self._measure_s:
-            [prompt] = await self.encode_prompts([WARM_UP])
-            await asyncio.wrap_future(
-                self._device.run_between_steps(partial(self._measure, prompt, sizes))
-            )
+            await self._between_steps(partial(self._measure, shapes))
+        self._compiled.freeze()
 
     async def close(self, drain_s: float = 0.0) -> None:
         """Refuse new jobs, give the others `drain_s` seconds, end the rest with `Draining`."""
@@ -224,12 +247,24 @@ class Engine:
     ) -> None:
         await self.close(0.0 if error else DRAIN_S)
 
-    def _measure(self, prompt: PromptEmbedding, sizes: Sequence[tuple[int, int]]) -> None:
+    def _prepare_thread(self, torch_threads: int) -> None:
+        load.set_torch_threads(torch_threads)
+        if self._compiled.active:
+            prepare_thread()
+
+    async def _between_steps(self, errand: Callable[[], None]) -> None:
+        await asyncio.wrap_future(self._device.run_between_steps(errand))
+
+    def _compile_ahead(self, shapes: Sequence[Shape]) -> None:
+        """On the device thread: nothing of these shapes has to be compiled after it."""
+        [vectors] = self._encoder.encode([WARM_UP])
+        samples_max = max((self._planner.budget.most(shape) for shape in shapes), default=1)
+        compile_ahead(self._compiled, self._sampler, vectors, shapes, samples_max)
+
+    def _measure(self, shapes: Sequence[Shape]) -> None:
         """On the device thread: learn the costs of sizes that are warm."""
-        if prompt.vectors is None:  # the image drawn before has put it into the cache
-            return
-        shapes = [(height, width) for width, height in sizes]
-        measure(self._board, self._sampler, prompt.vectors, shapes, self._measure_s)
+        [vectors] = self._encoder.encode([WARM_UP])
+        measure(self._board, self._sampler, vectors, shapes, self._measure_s)
         self._planner.keep()
 
     def _check_job(self, job: GenerationJob) -> None:

@@ -102,6 +102,26 @@ class GenerationResult:
 
 
 @dataclass(frozen=True)
+class SizeStats:
+    """What happens to samples of one size; seconds are running means."""
+
+    height: int
+    width: int
+    compute_units_queued: int
+    """Pixels x steps still to do, queued and running."""
+    images_done: int
+    step_batches_done: int
+    occupancy: float
+    """Samples per step batch, mean since the start."""
+    step_time_s: float
+    """Of one transformer call."""
+    queued_s: float
+    """From admission to the first step, text encoding not counted."""
+    decode_s: float
+    encode_image_s: float
+
+
+@dataclass(frozen=True)
 class EngineStats:
     """A snapshot for health, autoscaling and metrics."""
 
@@ -115,6 +135,16 @@ class EngineStats:
     """Running mean of one transformer call; 0.0 before the first."""
     backlog_s: float = 0.0
     """Estimated device time of everything inside; 0.0 before anything was measured."""
+    sizes: tuple[SizeStats, ...] = ()
+    """Of sizes seen lately, smallest first."""
+    recompiles: int = 0
+    """Compilations since the warm-up: clients waited for them; should stay 0."""
+    eager_calls: int = 0
+    """Calls of sizes that had not been warmed up, where anything is compiled."""
+    out_of_memory: int = 0
+    """Calls that ran out of memory and were tried again in parts."""
+    memory_peak_bytes: int = 0
+    """Most GPU memory held so far; 0 on a CPU."""
 
 
 @dataclass(frozen=True)

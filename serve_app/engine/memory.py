@@ -1,8 +1,9 @@
 """How much memory a step batch or a VAE decode takes beside the weights, and what still fits.
 
 Data flow: a loaded pipeline -> sizes of its widest layers -> bytes for (height, width, samples) ->
-admission (`Engine`) and the largest step batch of a size (`budget.py`). The coefficients count the tensors that live at the same time in diffusers' FLUX;
-`tests/gpu/test_memory.py` holds them against the measured peak. Must not know about jobs.
+admission (`Engine`) and the largest step batch of a size (`budget.py`). The coefficients count the
+tensors that live at the same time in diffusers' FLUX; `tests/gpu/test_memory.py` holds them against
+the measured peak. Must not know about jobs.
 """
 
 import gc
@@ -94,9 +95,9 @@ def free_bytes(device: str) -> int:
     return min(_host_free_bytes(), _container_free_bytes())
 
 
-def peak_bytes(device: torch.device) -> int:
+def peak_bytes(device: str) -> int:
     """Most memory that torch has held on a GPU since the process began; 0 on a CPU."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else 0
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -8,7 +8,7 @@ a clock or know of threads: the board's lock guards it.
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from serve_app.engine.budget import Budget, CostFile
@@ -42,13 +42,26 @@ class Planner:
         token_px: int,
         text_tokens: int,
         device_name: str = "",
+        samples_that_fit: Callable[[Shape], int] | None = None,
     ) -> None:
-        """`device_name` names device and model in the cache of measured costs."""
+        """Plan for one model on one device.
+
+        Args:
+            config: policy, caps, shares.
+            token_px: edge of an image token.
+            text_tokens: of every prompt.
+            device_name: names device and model in the cache of measured costs.
+            samples_that_fit: what memory allows, estimated.
+        """
         self.rules = Rules(config.schedule, config.ageing)
         self.costs = CostModel(token_px, text_tokens)
         sizes = {_shape(size): count for size, count in config.step_batch_samples.items()}
         self.budget = Budget(
-            self.costs, config.step_batch_max_samples, config.step_batch_max_tokens, sizes
+            self.costs,
+            config.step_batch_max_samples,
+            config.step_batch_max_tokens,
+            sizes,
+            samples_that_fit,
         )
         self.shares = Shares(config.share_burst_s, config.account_weights)
         self._file = CostFile(config.cost_cache, device_name) if config.cost_cache else None

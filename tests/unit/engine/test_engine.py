@@ -58,8 +58,9 @@ async def test_the_picture_is_the_pipelines_own(
     make_engine: MakeEngine, pipeline: FluxPipeline
 ) -> None:
     job = make_job(width=96, height=128, steps=3, guidance=4.5)
+    engine = make_engine()  # first, for it lays the VAE out anew, for both
     expected = np.asarray(reference(pipeline, job))
-    [image] = (await make_engine().generate(job)).images
+    [image] = (await engine.generate(job)).images
     assert np.array_equal(pixels(image.image), expected)
 
 
@@ -498,7 +499,8 @@ async def test_one_engine_serves_two_event_loops(make_engine: MakeEngine) -> Non
     here = engine.generate(make_job("here", steps=2))
     there = asyncio.to_thread(lambda: asyncio.run(engine.generate(make_job("there", steps=2))))
     first, second = await asyncio.gather(here, there)
-    assert first.images[0].image == second.images[0].image
+    difference = pixels(first.images[0].image).astype(int) - pixels(second.images[0].image)
+    assert abs(difference).max() <= 1  # one may have been alone for a step
 
 
 def test_a_loop_that_died_with_a_job_does_not_harm_the_engine(
