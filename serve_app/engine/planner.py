@@ -112,8 +112,25 @@ class Planner:
         everyone = [*candidates, *job]
         ranks = rank(everyone, self, self.rules)
         last = max(ranks[len(candidates) :])
-        ahead = [one for one, place in zip(candidates, ranks, strict=False) if place < last]
-        return Estimate(self._work_s(ahead, everyone), self._work_s(job, job))
+        ahead: dict[str, list[Candidate]] = {job[0].account: []}
+        for one, place in zip(candidates, ranks, strict=False):
+            if place < last:
+                ahead.setdefault(one.account, []).append(one)
+        own_s = self._work_s(job, job)
+        ahead_s = {account: self._work_s(ones, everyone) for account, ones in ahead.items()}
+        return Estimate(self._fair_s(ahead_s, own_s, job[0].account), own_s)
+
+    def _fair_s(self, ahead_s: Mapping[str, float], own_s: float, account: str) -> float:
+        """Work that comes before a job: of its own account all, of others at most their share."""
+        if self.rules.policy != "fair":
+            return sum(ahead_s.values())
+        mine_s = ahead_s[account]
+        served_s = (mine_s + own_s) / self.shares.weight(account) + self.shares.burst_s
+        return mine_s + sum(
+            min(work_s, served_s * self.shares.weight(other))
+            for other, work_s in ahead_s.items()
+            if other != account
+        )
 
     def backlog_s(self, candidates: Sequence[Candidate]) -> float:
         """Device seconds of everything inside; 0.0 before anything was measured."""

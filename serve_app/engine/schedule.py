@@ -19,6 +19,8 @@ RoPE ids have no batch dimension, so even 768x1024 and 1024x768 cannot. An adapt
 
 RIDE_SLOWDOWN_MAX = 1.25
 """How much longer a step may take for the sake of accounts that are past their share."""
+TO_COME = 3
+"""Jobs that will have gained from a shorter queue, for each that waits now: others will come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +125,8 @@ def _worth_it(
     """Members of the batch: those of the first one's shape that pay for the time they add.
 
     One more sample makes the step longer for every job ranked before it. It saves a step of its own
-    later, for itself and all that come after: taken to be as many jobs as wait now, since others
-    will come. So it joins when (jobs before) x (time added) <= (jobs waiting) x (time saved).
+    later, for all who wait now or will come while there is a queue. So it joins when
+    (jobs before it) x (time added) <= `TO_COME` x (jobs waiting) x (time saved).
     """
     shape = candidates[order[0]].shape
     alone_s = prices.step_s(shape, 1)
@@ -141,7 +143,7 @@ def _worth_it(
             rides = prices.past_share(one.account) and not prices.past_share(
                 candidates[order[0]].account
             )
-            if batch and before * added_s > waiting * (alone_s - added_s):
+            if batch and before * added_s > TO_COME * waiting * (alone_s - added_s):
                 break
             if rides and batch_s > RIDE_SLOWDOWN_MAX * fair_s:
                 break

@@ -33,10 +33,14 @@ class Shares:
     _accounts: dict[str, _Account] = field(default_factory=dict)
     _jobs: dict[int, tuple[_Account, float]] = field(default_factory=dict)
 
+    def weight(self, account: str) -> float:
+        """Share of an account, in proportion to the others."""
+        return self.weights.get(account, WEIGHT)
+
     def enter(self, job: int, account: str) -> None:
         """A job came. An account that had none starts from now: nobody saves up while idle."""
-        weight = self.weights.get(account, WEIGHT)
-        found = self._accounts.setdefault(account, _Account(weight, self.virtual_s))
+        new = _Account(self.weight(account), self.virtual_s)
+        found = self._accounts.setdefault(account, new)
         if found.jobs == 0:
             found.settled_s = max(found.settled_s, self.virtual_s)
             self._weight_inside += found.weight
