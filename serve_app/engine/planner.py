@@ -8,7 +8,7 @@ a clock or know of threads: the board's lock guards it.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from serve_app.engine.budget import Budget, CostFile
