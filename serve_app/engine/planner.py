@@ -25,7 +25,7 @@ class Estimate:
     """Device seconds until a job would be done, were it admitted now and no other after it."""
 
     ahead_s: float
-    """Work of the jobs that would be served before it."""
+    """Work of others that would be done before it, or beside it."""
     own_s: float
 
     @property
@@ -118,7 +118,17 @@ class Planner:
                 ahead.setdefault(one.account, []).append(one)
         own_s = self._work_s(job, job)
         ahead_s = {account: self._work_s(ones, everyone) for account, ones in ahead.items()}
-        return Estimate(self._fair_s(ahead_s, own_s, job[0].account), own_s)
+        before_s = self._fair_s(ahead_s, own_s, job[0].account)
+        behind = [one for one, place in zip(candidates, ranks, strict=False) if place > last]
+        return Estimate(before_s + self._beside_s(behind, job), own_s)
+
+    def _beside_s(self, behind: Sequence[Candidate], job: Sequence[Candidate]) -> float:
+        """What a job's steps take longer for the sake of those that ride along."""
+        shape = job[0].shape
+        alone = min(len(job), self.limit(shape))
+        together = len(job) + sum(one.shape == shape for one in behind)
+        longer_s = self.step_s(shape, min(together, self.limit(shape))) - self.step_s(shape, alone)
+        return job[0].steps_left * max(0.0, longer_s)
 
     def _fair_s(self, ahead_s: Mapping[str, float], own_s: float, account: str) -> float:
         """Work that comes before a job: of its own account all, of others at most their share."""
