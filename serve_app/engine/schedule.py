@@ -136,7 +136,9 @@ def _worth_it(
     fair_s = alone_s  # of a step with those only who are within their share
     for index in order:
         one = candidates[index]
-        if one.shape == shape and len(batch) < most:
+        if len(batch) == most:
+            break
+        if one.shape == shape:
             batch_s = prices.step_s(shape, len(batch) + 1)
             added_s = batch_s - (prices.step_s(shape, len(batch)) if batch else 0.0)
             before = len(seen - {one.job})
