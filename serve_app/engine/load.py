@@ -9,7 +9,6 @@ import os
 from pathlib import Path
 
 import torch
-from accelerate import cpu_offload_with_hook
 from diffusers import FluxPipeline
 from diffusers.hooks import apply_group_offloading
 from diffusers.utils import logging as diffusers_logging
@@ -93,6 +92,8 @@ def place(pipeline: FluxPipeline, device: str, offload: Offload) -> FluxPipeline
 
 def _take_turns(one: torch.nn.Module, other: torch.nn.Module, device: str) -> None:
     """Only one of two modules is on the device: calling it sends the other back."""
+    from accelerate import cpu_offload_with_hook  # nothing else needs that package
+
     _, first = cpu_offload_with_hook(one, device)
     _, second = cpu_offload_with_hook(other, device, prev_module_hook=first)
     first.hook.prev_module_hook = second
