@@ -14,8 +14,27 @@ SOURCES = [
     "random:tiny-dev",
     pytest.param("random:schnell", marks=true_size),
 ]
-CLOSE_DB = 35.0  # bf16 rounds differently in another batch; the picture stays the same
-FP8_DB = 20.0  # published: LPIPS 0.12 to 0.17, so visible to an expert, not another picture
+MINI = "embedded:flux-mini"  # trained, so that errors show; heads of 64, as cuDNN wants them
+# bf16 rounds differently in another batch or layout. What counts is the distance from fp32: no
+# larger than that of plain bf16, chance apart.
+LEEWAY_DB = 3.0
+FP8_DB = 12.0  # of further distance from fp32; still the same picture
+
+
+@pytest.fixture(scope="module")
+def exact() -> np.ndarray:
+    """The picture in fp32."""
+    with engine(MINI, precision="fp32") as made:
+        [[picture]] = draw(made, make_job())
+    return picture
+
+
+@pytest.fixture(scope="module")
+def plain_db(exact: np.ndarray) -> float:
+    """How close plain bf16 comes to it."""
+    with engine(MINI, optimize={"channels_last_vae": False}) as made:
+        [[picture]] = draw(made, make_job())
+    return psnr(exact, picture)
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -38,13 +57,11 @@ def test_a_sample_alone_is_bitwise_what_the_pipeline_makes(source: str) -> None:
     assert np.array_equal(ours, np.asarray(picture).astype(int))
 
 
-@pytest.mark.parametrize("source", SOURCES)
-def test_a_sample_in_a_batch_is_the_picture_that_it_is_alone(source: str) -> None:
-    with engine(source, step_batch_max_samples=8) as made:
-        [[alone]] = draw(made, make_job())
+def test_a_sample_in_a_batch_is_as_close_as_it_is_alone(exact: np.ndarray, plain_db: float) -> None:
+    with engine(MINI, step_batch_max_samples=8) as made:
         crowd = [make_job(f"{n}", prompt=f"picture {n}", seeds=(n, n + 1)) for n in range(3)]
         [busy], *_ = draw(made, make_job(), *crowd)
-    assert psnr(alone, busy) >= CLOSE_DB
+    assert psnr(exact, busy) >= plain_db - LEEWAY_DB
 
 
 @pytest.mark.parametrize(
@@ -58,28 +75,25 @@ def test_a_sample_in_a_batch_is_the_picture_that_it_is_alone(source: str) -> Non
     ],
     ids=str,
 )
-def test_a_switch_does_not_change_the_picture(switches: dict[str, Any]) -> None:
-    job = make_job()
-    # flux-mini: heads of 64, as cuDNN wants them; a trained model, so that errors show
-    with engine("embedded:flux-mini", optimize={"channels_last_vae": False}) as plain:
-        [[before]] = draw(plain, job)
-    with engine("embedded:flux-mini", optimize=switches) as made:
+def test_a_switch_does_not_change_the_picture(
+    switches: dict[str, Any], exact: np.ndarray, plain_db: float
+) -> None:
+    with engine(MINI, optimize=switches) as made:
         warm_up(made, (256, 256))
-        [[after]] = draw(made, job)
-    assert psnr(before, after) >= CLOSE_DB
+        [[picture]] = draw(made, make_job())
+    assert psnr(exact, picture) >= plain_db - LEEWAY_DB
 
 
-def test_fp8_draws_the_same_picture_and_neighbours_do_not_change_it() -> None:
+def test_fp8_draws_the_same_picture_and_neighbours_do_not_change_it(
+    exact: np.ndarray, plain_db: float
+) -> None:
     pytest.importorskip("torchao")
     if torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("no fp8 units")
-    job = make_job()
-    with engine("embedded:flux-mini") as plain:
-        [[before]] = draw(plain, job)
-    with engine("embedded:flux-mini", precision="fp8", optimize=COMPILED) as made:
+    with engine(MINI, precision="fp8", optimize=COMPILED) as made:
         warm_up(made, (256, 256))
-        [[alone]] = draw(made, job)
+        [[alone]] = draw(made, make_job())
         crowd = [make_job(f"{n}", prompt=f"picture {n}", seeds=(n,)) for n in range(3)]
-        [busy], *_ = draw(made, job, *crowd)
-    assert psnr(before, alone) >= FP8_DB
-    assert psnr(alone, busy) >= CLOSE_DB
+        [busy], *_ = draw(made, make_job(), *crowd)
+    assert psnr(exact, alone) >= plain_db - FP8_DB
+    assert psnr(exact, busy) >= psnr(exact, alone) - LEEWAY_DB
