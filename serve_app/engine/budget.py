@@ -75,15 +75,18 @@ class Budget:
             self._limits[shape] = self._limit(shape)
         return self._limits[shape]
 
+    def reachable(self, shape: Shape) -> list[int]:
+        """Batch sizes worth measuring: those up to the limit, and the next one."""
+        sizes, limit = ladder(self.most(shape)), self.limit(shape)
+        above = [size for size in sizes if size > limit]
+        return [size for size in sizes if size <= limit] + above[:1]
+
     def probe(self, shape: Shape) -> int | None:
         """The batch size to try now for the sake of knowing, if this is the time for it."""
         self._batches[shape] += 1
         if shape in self._samples_by_shape:
             return None
-        sizes = ladder(self.most(shape))
-        limit = self.limit(shape)
-        reachable = [size for size in sizes if size <= limit]
-        reachable += [size for size in sizes if size > limit][:1]
+        reachable = self.reachable(shape)
         if self._batches[shape] % PROBE_EVERY == 0:
             unknown = [
                 size for size in reachable if self._costs.measurements(shape, size) < TRUSTED
@@ -107,7 +110,7 @@ class Budget:
         return best
 
     def _rate(self, shape: Shape, samples: int) -> float:
-        return samples / self._costs.step_s(shape, samples)
+        return samples / self._costs.quick_s(shape, samples)
 
 
 class CostFile:

@@ -7,7 +7,7 @@ Must not import torch or read a clock. Not safe for threads: the board's lock gu
 
 import statistics
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from serve_app.engine.schedule import Shape
@@ -33,17 +33,23 @@ class Medians:
     def __init__(self) -> None:
         self._times: dict[int, deque[float]] = {}
         self._medians: dict[int, float] = {}
+        self._quick: dict[int, float] = {}
 
     def record(self, key: int, seconds: float) -> None:
         times = self._times.setdefault(key, deque(maxlen=WINDOW))
         times.append(seconds)
         self._medians[key] = statistics.median(times)
+        self._quick[key] = sorted(times)[len(times) // 4]
 
     def count(self, key: int) -> int:
         return len(self._times.get(key, ()))
 
     def __getitem__(self, key: int) -> float:
         return self._medians[key]
+
+    def quick(self, key: int) -> float:
+        """The lower quartile: other work on the machine only ever adds to a time."""
+        return self._quick[key]
 
     def keys(self) -> list[int]:
         return sorted(self._medians)
@@ -100,6 +106,13 @@ class CostModel:
             self._known[key] = max(SECONDS_MIN, self._step_s(shape, samples))
         return self._known[key]
 
+    def quick_s(self, shape: Shape, samples: int) -> float:
+        """Seconds of one step batch when nothing interferes: for comparing batch sizes."""
+        medians = self._steps.get(shape)
+        if medians is None:
+            return self.step_s(shape, samples)
+        return max(SECONDS_MIN, self._between(medians, shape, samples, medians.quick))
+
     def decode_s(self, shape: Shape) -> float:
         """Seconds from latents to pixels."""
         key = (shape, 0)
@@ -143,18 +156,23 @@ class CostModel:
                 for other, table in self._steps.items()
                 for key in table.trusted()
             )
+        return self._between(medians, shape, samples, medians.__getitem__)
+
+    def _between(
+        self, medians: Medians, shape: Shape, samples: int, known: Callable[[int], float]
+    ) -> float:
+        """Seconds of a batch of this size from those of the sizes that were measured."""
         sizes = medians.trusted()
         if samples in sizes:
-            return medians[samples]
+            return known(samples)
         below = [size for size in sizes if size < samples]
         above = [size for size in sizes if size > samples]
         if below and above:
             low, high = below[-1], above[0]
             part = (samples - low) / (high - low)
-            return medians[low] + part * (medians[high] - medians[low])
+            return known(low) + part * (known(high) - known(low))
         nearest = below[-1] if below else above[0]
-        ratio = self._step_seed(shape, samples) / self._step_seed(shape, nearest)
-        return medians[nearest] * ratio
+        return known(nearest) * self._step_seed(shape, samples) / self._step_seed(shape, nearest)
 
     def _decode_s(self, shape: Shape) -> float:
         if shape in self._decodes:

@@ -12,14 +12,14 @@ import torch
 from diffusers import FluxPipeline
 
 from serve_app.engine.board import Board
-from serve_app.engine.budget import GAIN_MIN, ladder
+from serve_app.engine.budget import ladder
 from serve_app.engine.cost import TRUSTED
 from serve_app.engine.sampler import Sampler
 from serve_app.engine.schedule import Shape
 from serve_app.engine.text import PromptVectors
 from serve_app.engineconfig import EngineConfig
 
-STEPS = 64  # of a throw-away sample: more than a ladder takes
+ROUNDS = 5  # of the ladder; interleaved, so that what disturbs the machine disturbs all of it
 
 
 def measure(
@@ -29,42 +29,39 @@ def measure(
     shapes: Sequence[Shape],
     limit_s: float,
 ) -> None:
-    """Time the ladder of each shape, up to the first batch that does not pay.
+    """Time the ladder of each shape, as often as time allows.
 
-    A shape gets an equal part of the time. Once that is spent no larger batch is tried: bounded by
-    `limit_s` and one rung, the first of which a compiler may prolong. Shapes whose costs are known
-    already, from the cache, take none.
+    A shape gets an equal part of the time; once that is spent no further batch is tried, so
+    `limit_s` is exceeded by one step at most. What is left open, traffic answers. Shapes whose
+    costs are known already, from the cache, take no time.
     """
     for number, shape in enumerate(shapes):
-        planner = board.planner
-        sizes = ladder(planner.budget.most(shape))
-        if planner.costs.measurements(shape, 1) >= TRUSTED:
+        if board.planner.costs.measurements(shape, 1) >= TRUSTED:
             continue
         started_at = time.monotonic()
         allowed_s = limit_s / (len(shapes) - number)
-        best = 0.0
-        for size in sizes:
-            rate = size / _time_batch(board, sampler, vectors, shape, size)
-            if rate < GAIN_MIN * best or time.monotonic() - started_at > allowed_s:
-                break
-            best = rate
+        _measure_shape(board, sampler, vectors, shape, started_at + allowed_s)
         limit_s = max(0.0, limit_s - (time.monotonic() - started_at))
 
 
-def _time_batch(
-    board: Board, sampler: Sampler, vectors: PromptVectors, shape: Shape, size: int
-) -> float:
-    """Seconds of a step batch; the first, which warms up, does not count."""
+def _measure_shape(
+    board: Board, sampler: Sampler, vectors: PromptVectors, shape: Shape, until: float
+) -> None:
     height, width = shape
-    samples = [sampler.start(vectors, width, height, STEPS, 0.0, seed) for seed in range(size)]
-    sampler.step(samples)
-    for _ in range(TRUSTED):
-        started_at = time.monotonic()
-        sampler.step(samples)
-        with board.changed:
-            board.planner.costs.record_step(shape, size, time.monotonic() - started_at)
-    with board.changed:
-        return board.planner.costs.step_s(shape, size)
+    sizes = ladder(board.planner.budget.most(shape))
+    samples = [
+        sampler.start(vectors, width, height, 1 + ROUNDS * len(sizes), 0.0, seed)
+        for seed in range(sizes[-1])
+    ]
+    sampler.step(samples[:1])  # the first may allocate and tune, and does not count
+    for _ in range(ROUNDS):
+        for size in board.planner.budget.reachable(shape):
+            began_at = time.monotonic()
+            if began_at >= until:
+                return
+            sampler.step(samples[:size])
+            with board.changed:
+                board.planner.costs.record_step(shape, size, time.monotonic() - began_at)
 
 
 def device_key(pipeline: FluxPipeline, config: EngineConfig) -> str:
