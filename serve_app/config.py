@@ -128,6 +128,8 @@ class ModelConfig(Section):
                 raise ValueError(f"size {size} is outside min_edge_px and max_edge_px")
             if width * height > self.max_pixels:
                 raise ValueError(f"size {size} has more than max_pixels")
+        if self.engine.optimize.compiles and not self.engine.warm_up_sizes:
+            raise ValueError("compiling needs engine.warm_up_sizes: only those run compiled")
         missing = {"low", "medium", "standard", "auto", "hd", "high"} - set(self.quality_steps)
         if missing:
             raise ValueError(f"quality_steps lacks {sorted(missing)}")

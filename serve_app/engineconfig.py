@@ -44,6 +44,11 @@ class OptimizeConfig(Section):
         False, description="Compile the VAE decoder, in the same way; `off` counts as `dynamic`."
     )
 
+    @property
+    def compiles(self) -> bool:
+        """Whether anything is compiled."""
+        return self.compile_vae or self.compile_transformer != "off"
+
 
 class EngineConfig(Section):
     """One model replica's engine: identity and sizes that need a restart to change."""
@@ -139,12 +144,11 @@ class EngineConfig(Section):
 
     @model_validator(mode="after")
     def _switches_agree(self) -> Self:
-        compiled = self.optimize.compile_transformer != "off"
-        if self.precision == "fp8" and not compiled:
+        if self.precision == "fp8" and self.optimize.compile_transformer == "off":
             raise ValueError(
                 "precision fp8 is slower than bf16 without optimize.compile_transformer"
             )
-        if self.offload == "group" and (compiled or self.optimize.compile_vae):
+        if self.offload == "group" and self.optimize.compiles:
             raise ValueError("offload group moves weights between blocks: it cannot be compiled")
         if self.offload == "group" and self.precision == "fp8":
             raise ValueError("offload group does not work with precision fp8")

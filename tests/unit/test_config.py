@@ -156,3 +156,12 @@ def test_the_development_account_is_off_unless_configured() -> None:
 def test_no_store_is_a_choice_and_not_a_slip() -> None:
     assert app().store is not None
     assert app(store=None).store is None
+
+
+def test_compiling_without_sizes_to_compile_is_refused() -> None:
+    optimize = {"compile_transformer": "dynamic"}
+    model = {"id": "flux-mini", "default_size": "256x256", "engine": {"optimize": optimize}}
+    with pytest.raises(ValueError, match="warm_up_sizes"):
+        ModelConfig.model_validate(model)
+    model["engine"] = {"optimize": optimize, "warm_up_sizes": ["256x256"]}
+    assert ModelConfig.model_validate(model).engine.optimize.compile_transformer == "dynamic"
