@@ -12,10 +12,10 @@ from serve_app.registry import MODEL_DEFAULTS
 
 MINI = {"id": "flux-mini"}
 QUANTITY = re.compile(
-    r"(max|min|n|num)_|_(max|min)$|timeout|ttl|interval|size|threads|edge|pixels|wait|age"
+    r"(max|min|n|num)_|_(max|min)$|timeout|ttl|interval|size|threads|edge|pixels|wait|age\b|limit"
 )
 UNIT = re.compile(
-    r"_(s|px|bytes|chars|tokens|samples|threads|steps|images|units|entries|pixels|cpus|gpus)(_max)?$"
+    r"_(s|px|bytes|chars|tokens|samples|threads|steps|images|units|entries|pixels|cpus|gpus|gib)(_max)?$"
 )
 WITHOUT_UNIT = {
     "default_size",  # WIDTHxHEIGHT, as in the API
