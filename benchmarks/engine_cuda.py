@@ -15,7 +15,7 @@ from functools import partial
 import torch
 
 from benchmarks._report import Row
-from benchmarks.engine_sides import Baseline, Ours, Work, in_turn, peak_flops
+from benchmarks.engine_sides import Baseline, Ours, Taken, Work, in_turn, peak_flops
 from serve_app.config import EngineConfig, OptimizeConfig, Precision
 from serve_app.engine.memory import GIB
 from serve_app.errors import ConfigError
@@ -172,13 +172,13 @@ def _ablation(device: str, name: str, switches: OptimizeConfig, rounds: int) -> 
     config = EngineConfig(device=device, precision="bf16", optimize=switches)
     with Ours(target.model, config, 256) as ours:
         ours.warm_up([target.work.px])
-        seconds = in_turn({"ours": partial(ours.draw, target.work)}, rounds)
-    return _row(target, seconds, name)
+        taken = in_turn({"ours": partial(ours.draw, target.work)}, rounds)
+    return _row(target, taken, name)
 
 
-def _row(target: Target, seconds: dict[str, float], case: str = "target") -> Row:
-    work, ours_s = target.work, seconds["ours"] / target.work.images
-    eager_s = seconds["eager"] / work.images if "eager" in seconds else None
+def _row(target: Target, taken: dict[str, Taken], case: str = "target") -> Row:
+    work, ours_s = target.work, taken["ours"].seconds / target.work.images
+    eager_s = taken["eager"].seconds / work.images if "eager" in taken else None
     ratio = eager_s / ours_s if eager_s is not None else None
     wanted = []
     if target.seconds is not None:

@@ -25,6 +25,8 @@ from serve_app.engine.engine import Engine
 from serve_app.engine.job import GenerationJob
 from serve_app.engine.load import load_pipeline
 
+PEAK_S = 2.0  # how long to look for the best rate: a busy machine has good moments
+
 _numbers = itertools.count()
 
 
@@ -116,23 +118,36 @@ class Ours:
         self.close()
 
 
-def in_turn(ways: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Median seconds of each way: one run to warm up, then all of them in every round."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
+@dataclass(frozen=True)
+class Taken:
+    """Medians over the rounds."""
+
+    seconds: float
+    cpu_seconds: float
+    """Of all threads of the process: on a CPU that others use, too, the steadier figure."""
+
+
+def in_turn(ways: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, Taken]:
+    """Time each way: one run to warm up, then all of them in every round."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, way in ways.items():
-            started_at = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             way()
             if number:
-                times[name].append(time.perf_counter() - started_at)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
+                times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {
+        name: Taken(*(statistics.median(column) for column in zip(*taken, strict=True)))
+        for name, taken in times.items()
+    }
 
 
 def peak_flops(device: str, dtype: torch.dtype, edge: int) -> float:
     """The best rate of a large matrix product here and now: what a roofline can be held against."""
     one = torch.randn(edge, edge, device=device, dtype=dtype)
     best_s = float("inf")
-    for _ in range(8):
+    until = time.perf_counter() + PEAK_S
+    while time.perf_counter() < until:
         _synchronize(device)
         started_at = time.perf_counter()
         one @ one

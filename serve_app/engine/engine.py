@@ -258,8 +258,7 @@ class Engine:
     def _compile_ahead(self, shapes: Sequence[Shape]) -> None:
         """On the device thread: nothing of these shapes has to be compiled after it."""
         [vectors] = self._encoder.encode([WARM_UP])
-        samples_max = max((self._planner.budget.most(shape) for shape in shapes), default=1)
-        compile_ahead(self._compiled, self._sampler, vectors, shapes, samples_max)
+        compile_ahead(self._compiled, self._board, self._sampler, vectors, shapes)
 
     def _measure(self, shapes: Sequence[Shape]) -> None:
         """On the device thread: learn the costs of sizes that are warm."""

@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import aclosing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ import torch
 from diffusers import FluxPipeline
 from engine_kit import Gate, MakeEngine, make_job, pixels, until
 
+from serve_app.config import EngineConfig, OptimizeConfig
 from serve_app.engine import memory
 from serve_app.engine.board import JobRun, SampleRun
 from serve_app.engine.engine import Engine
 from serve_app.engine.job import Finished, JobCancelled
+from serve_app.engine.load import load_pipeline
 from serve_app.engine.retry import Retrying
 from serve_app.engine.sampler import NonFiniteLatents, Pixels, Sample, Sampler
 from serve_app.engine.schedule import Shape
@@ -156,6 +159,31 @@ async def test_out_of_memory_in_a_crowd_fails_nobody_and_is_not_repeated(
     assert engine.stats().out_of_memory == 1
     assert sorted(gate.batches[1:]) == [2] * 6
     assert engine.healthy()
+
+
+@pytest.mark.parametrize("compile_transformer", ["off", "static"])
+async def test_a_warm_up_that_runs_out_of_memory_finds_the_limit(
+    schnell_folder: Path, compile_transformer: str
+) -> None:
+    optimize = OptimizeConfig(compile_transformer=compile_transformer)
+    config = EngineConfig(
+        torch_threads=1, step_batch_max_samples=8, budget_measure_s=5, optimize=optimize
+    )
+    pipeline = load_pipeline(str(schnell_folder), "cpu", "fp32")
+    batches: list[int] = []
+
+    def small_memory(_module: object, _args: object, kwargs: dict[str, torch.Tensor]) -> None:
+        batches.append(kwargs["hidden_states"].shape[0])
+        if batches[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    pipeline.transformer.register_forward_pre_hook(small_memory, with_kwargs=True)
+    async with Engine(pipeline, config, text_tokens_max=8, compile_backend="eager") as engine:
+        await engine.warm_up([(64, 64)])
+        batches.clear()
+        await engine.generate(make_job(seeds=tuple(range(6))))
+        assert max(batches) <= 2 or compile_transformer == "off"
+        assert engine.stats().out_of_memory <= 1
 
 
 async def test_a_failing_sample_harms_none_of_its_batch_mates(
