@@ -65,9 +65,7 @@ class Engine:
         config = config or EngineConfig()
         self._compiled = optimize(pipeline, config, compile_backend)
         self.info: ModelInfo = load.model_info(pipeline, text_tokens_max)
-        self.memory = memory.budget(
-            pipeline, self.info.text_tokens_max, config.device, config.memory_limit_gib
-        )
+        self.memory = memory.budget(pipeline, self.info.text_tokens_max, config)
         self._images = ThreadPoolExecutor(config.encode_threads, "flux-image")
         self._planner = Planner(
             config,

@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from diffusers import FluxPipeline
 
+from serve_app.engineconfig import EngineConfig
+
 GIB = 2**30
 SAFETY = 1.25  # fragmentation, workspaces of cuDNN and cuBLAS, what the counts below leave out
 HEADROOM = 0.05  # of the free memory, never given to activations
@@ -77,12 +79,23 @@ class MemoryBudget:
         return self.available_bytes // self.footprint.step_bytes(height, width, 1)
 
 
-def budget(
-    pipeline: FluxPipeline, text_tokens: int, device: str, limit_gib: float | None
-) -> MemoryBudget:
-    """The budget of a pipeline that is on its device already."""
-    available = free_bytes(device) if limit_gib is None else limit_gib * GIB
-    return MemoryBudget(Footprint.of(pipeline, text_tokens), round(available * (1 - HEADROOM)))
+def budget(pipeline: FluxPipeline, text_tokens: int, config: EngineConfig) -> MemoryBudget:
+    """The budget of a pipeline that is on its device already, or where its offloading keeps it."""
+    if config.memory_limit_gib is not None:
+        available = config.memory_limit_gib * GIB
+    else:
+        available = free_bytes(config.device)
+        if config.offload == "model":  # neither is there yet; one of them always will be
+            available -= max(
+                weight_bytes(pipeline.transformer), weight_bytes(pipeline.text_encoder_2)
+            )
+    available_bytes = max(0, round(available * (1 - HEADROOM)))
+    return MemoryBudget(Footprint.of(pipeline, text_tokens), available_bytes)
+
+
+def weight_bytes(module: torch.nn.Module) -> int:
+    """Of all parameters."""
+    return sum(one.numel() * one.element_size() for one in module.parameters())
 
 
 def free_bytes(device: str) -> int:

@@ -7,8 +7,9 @@ from engine_kit import MakeEngine, make_job
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serve_app.config import EngineConfig
 from serve_app.engine import memory
-from serve_app.engine.memory import Footprint, MemoryBudget
+from serve_app.engine.memory import GIB, Footprint, MemoryBudget
 from serve_app.errors import InvalidValue
 
 FLUX_1 = Footprint(
@@ -80,3 +81,14 @@ def test_every_kind_of_running_out_is_known() -> None:
         assert memory.is_out_of_memory(error)
     assert not memory.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     memory.release()
+
+
+def test_weights_that_are_yet_to_come_to_the_device_count(pipeline: FluxPipeline) -> None:
+    plain, turns = (
+        memory.budget(pipeline, 24, EngineConfig(offload=offload)).available_bytes
+        for offload in ("none", "model")
+    )
+    assert plain > 0
+    assert memory.weight_bytes(pipeline.transformer) > 0
+    assert turns <= plain * 1.1  # other programs come and go
+    assert memory.budget(pipeline, 24, EngineConfig(memory_limit_gib=1)).available_bytes < GIB
