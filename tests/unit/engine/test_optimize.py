@@ -29,7 +29,7 @@ async def switched() -> AsyncIterator[Switched]:
         pipeline = quiet(load_pipeline("random:tiny-dev", "cpu", "fp32", offload))
         config = EngineConfig(
             torch_threads=1,
-            step_batch_max_samples=4,
+            step_batch_max_samples=2,  # the compiler takes seconds for each
             budget_measure_s=0.05,
             optimize=OptimizeConfig(**({"channels_last_vae": False} | switches)),
         )
@@ -53,7 +53,7 @@ async def picture(engine: Engine, **changes: Any) -> np.ndarray:
         {"fuse_qkv": True},
         {"channels_last_vae": True},
         {"attention": "best"},
-        {"compile_transformer": "dynamic", "compile_vae": True},
+        {"compile_transformer": "static", "compile_vae": True},
         {"offload": "text_encoder"},
         {"offload": "model"},
         {"offload": "group"},
@@ -74,14 +74,16 @@ async def test_a_switch_does_not_change_the_picture(
 
 @pytest.mark.parametrize("mode", ["dynamic", "static"])
 async def test_nothing_is_compiled_after_the_warm_up(switched: Switched, mode: str) -> None:
-    engine = switched(compile_transformer=mode, compile_vae=True)
+    plain, engine = switched(), switched(compile_transformer=mode)
     await engine.warm_up([(64, 64), (96, 64)])
     jobs = [
         make_job(f"{n}", seeds=tuple(range(n)), width=width, steps=1 + n % 2)
-        for n in (1, 2, 3, 4)
+        for n in (1, 2, 3)
         for width in (64, 96)
     ]
     await asyncio.gather(*(engine.generate(job) for job in jobs))
+    difference = await picture(engine, steps=2) - await picture(plain, steps=2)
+    assert np.abs(difference).max() <= 1
     stats = engine.stats()
     assert stats.recompiles == 0
     assert stats.eager_calls == 0
