@@ -78,7 +78,8 @@ def _simulate(
     """One row per policy."""
     static = {most: [static_batches(jobs, most) for jobs in many] for most in BATCH_SIZES}
     best = min(static, key=lambda most: _mean(static[most], whose))
-    notes.append(f"{mix}, load {load}: static batches are best at up to {best}")
+    means = ", ".join(f"{most}: {_mean(static[most], whose):.3g} s" for most in BATCH_SIZES)
+    notes.append(f"{mix}, load {load}: best static batches up to {best} (mean of {means})")
     found = {"static": static[best]}
     for policy in POLICIES:
         found[policy] = [planned(jobs, policy) for jobs in many]
@@ -140,8 +141,8 @@ def _real_engine(quick: bool, notes: list[str]) -> dict[str, Figures]:
     from benchmarks import scheduling_engine  # torch and diffusers load here
 
     sizes, policies = ((4,), ("fair",)) if quick else ((1, 4), POLICIES)
-    seconds = 6.0 if quick else 40.0
-    runs = scheduling_engine.measure(TARGET_LOAD, seconds, sizes, policies)
+    rounds, seconds = (1, 6.0) if quick else (3, 10.0)
+    runs = scheduling_engine.measure(TARGET_LOAD, seconds, rounds, sizes, policies)
     static = min((name for name in runs if name.startswith("static")),
                  key=lambda name: float(runs[name].latency_s.mean()))  # fmt: skip
     count = len(runs[static].jobs)

@@ -1,8 +1,8 @@
 """The workload of `benchmarks.scheduling` on the real engine, with flux-mini.
 
 Data flow: time of each kind of job alone -> Poisson arrivals at the wanted load -> `FluxPipeline`
-behind sealed batches, and the engine under each policy, one after the other, with the same arrivals
--> latencies. Sizes are scaled to what a CPU can draw. A step batch is small here and other work on
+behind sealed batches, and the engine under each policy, in turn, with the same arrivals ->
+latencies. Sizes are scaled to what a CPU can draw. A step batch is small here and other work on
 the machine shows in every figure, so these confirm a direction; the simulation has the figures.
 """
 
@@ -82,24 +82,47 @@ class StaticBatches:
         )
 
 
-def measure(load_: float, seconds: float, batch_sizes: Sequence[int],
-            policies: Sequence[PolicyName]) -> dict[str, Timed]:  # fmt: skip
-    """Outcome of each policy; each takes about `seconds`, at the load asked for."""
+def measure(
+    load_: float,
+    seconds: float,
+    rounds: int,
+    batch_sizes: Sequence[int],
+    policies: Sequence[PolicyName],
+) -> dict[str, Timed]:
+    """Outcome of each policy, after `rounds` of about `seconds` each, at the load asked for.
+
+    The machine's speed changes with what else it does. So policies take turns, jobs are timed alone
+    anew before each turn, arrivals are scaled to that, and latencies are scaled back.
+    """
     load.set_torch_threads(THREADS)
     pipeline = load.load_pipeline(SOURCE, "cpu", "fp32")
     pipeline.set_progress_bar_config(disable=True)
     tokens = load.model_info(pipeline).text_tokens_max
-    alone = _alone_s(StaticBatches(pipeline, tokens, 1))
-    jobs = _workload(alone, load_, seconds)
-    alone_s = np.array([alone[job.edge, job.steps] for job in jobs])
-    found: dict[str, Timed] = {}
-    for most in batch_sizes:
-        latencies = asyncio.run(_serve(jobs, StaticBatches(pipeline, tokens, most).draw))
-        found[f"static {most}"] = Timed(jobs, latencies, alone_s=alone_s)
-    for policy in policies:
-        latencies = asyncio.run(_serve_by_engine(pipeline, jobs, policy))
-        found[policy] = Timed(jobs, latencies, alone_s=alone_s)
-    return found
+    reference = _alone_s(StaticBatches(pipeline, tokens, 1))
+    reference_s = float(np.mean(list(reference.values())))
+    names = [f"static {most}" for most in batch_sizes] + list(policies)
+    parts: dict[str, list[tuple[Sequence[Job], np.ndarray, np.ndarray]]] = {n: [] for n in names}
+    for number in range(rounds):
+        for name in names:
+            alone = _alone_s(StaticBatches(pipeline, tokens, 1))
+            speed = reference_s / float(np.mean(list(alone.values())))
+            count = max(8, round(seconds * load_ / reference_s))
+            jobs = _workload(alone, load_, count, number)
+            if name.startswith("static"):
+                draw = StaticBatches(pipeline, tokens, int(name.split()[1])).draw
+                latencies = asyncio.run(_serve(jobs, draw))
+            else:
+                latencies = asyncio.run(_serve_by_engine(pipeline, jobs, name))
+            alone_s = np.array([alone[job.edge, job.steps] for job in jobs])
+            parts[name].append((jobs, latencies * speed, alone_s * speed))
+    return {
+        name: Timed(
+            [job for jobs, _, _ in found for job in jobs],
+            np.concatenate([latencies for _, latencies, _ in found]),
+            alone_s=np.concatenate([alone_s for _, _, alone_s in found]),
+        )
+        for name, found in parts.items()
+    }
 
 
 def _alone_s(server: StaticBatches) -> dict[tuple[int, int], float]:
@@ -115,10 +138,11 @@ def _alone_s(server: StaticBatches) -> dict[tuple[int, int], float]:
     return {kind: min(taken) for kind, taken in times.items()}
 
 
-def _workload(alone: dict[tuple[int, int], float], load_: float, seconds: float) -> list[Job]:
+def _workload(
+    alone: dict[tuple[int, int], float], load_: float, count: int, seed: int
+) -> list[Job]:
     mean_s = float(np.mean(list(alone.values())))
-    count = max(8, round(seconds * load_ / mean_s))
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     times = np.cumsum(random.exponential(mean_s / load_, count))
     # every kind as often as any, so that a short run has the load that was asked for
     picks = random.permutation(np.arange(count) % len(KINDS))
@@ -139,11 +163,9 @@ async def _serve(jobs: Sequence[Job], draw: Draw) -> np.ndarray:
     return np.array(await asyncio.gather(*(client(job) for job in jobs)))
 
 
-async def _serve_by_engine(
-    pipeline: FluxPipeline, jobs: Sequence[Job], policy: PolicyName
-) -> np.ndarray:
+async def _serve_by_engine(pipeline: FluxPipeline, jobs: Sequence[Job], policy: str) -> np.ndarray:
     async with Engine(
-        pipeline, EngineConfig(schedule=policy, budget_measure_s=0, torch_threads=THREADS)
+        pipeline, EngineConfig.model_validate({"schedule": policy, "torch_threads": THREADS})
     ) as engine:
 
         async def draw(job: Job) -> None:
