@@ -9,62 +9,38 @@ only.
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from serve_app.engineconfig import (
+    BatchingConfig,
+    EngineConfig,
+    OptimizeConfig,
+    Precision,
+    Section,
+    Size,
+)
 from serve_app.registry import MODEL_DEFAULTS
 
-Size = Annotated[str, Field(pattern=r"^[0-9]{2,5}x[0-9]{2,5}$")]
-"""`WIDTHxHEIGHT` in pixels."""
+__all__ = [
+    "AppConfig",
+    "BatchingConfig",
+    "DevelopmentConfig",
+    "EngineConfig",
+    "LedgerConfig",
+    "LimitsConfig",
+    "ModelConfig",
+    "ModelName",
+    "OptimizeConfig",
+    "Precision",
+    "Quality",
+    "Section",
+    "Size",
+    "StoreConfig",
+]
+
 ModelName = Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z0-9._:-]+(/[A-Za-z0-9._:-]+)*$")]
 """As on the hub. It stands in a path, in the header `x-model` and in a deployment's name."""
-Precision = Literal["fp32", "bf16"]
 Quality = Literal["low", "medium", "standard", "auto", "hd", "high", "xhigh", "max"]
-
-
-class Section(BaseModel):
-    """Frozen, and a misspelt key is an error: Ray Serve itself would ignore it silently."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class EngineConfig(Section):
-    """One model replica's engine: identity and sizes that need a restart to change."""
-
-    device: str = Field("cpu", description="Torch device: `cpu`, `cuda`, `cuda:0`.")
-    precision: Precision = Field(
-        "fp32", description="Weights and activations: `fp32` on a CPU, `bf16` on a GPU."
-    )
-    torch_threads: int = Field(
-        0, ge=0, description="Intra-op threads of torch on a CPU; 0 takes every core. Ray sets 1."
-    )
-    encode_threads: PositiveInt = Field(
-        2, le=64, description="Threads that turn pixels into PNG, JPEG or WebP beside the device."
-    )
-    step_batch_max_samples: PositiveInt = Field(
-        4, le=64, description="Samples of one size that may share a transformer call."
-    )
-    prompt_cache_entries: int = Field(
-        256,
-        ge=0,
-        description="Prompt embeddings kept, least recently used dropped; 0 keeps none.",
-    )
-    warm_up_sizes: tuple[Size, ...] = Field(
-        (), description="Sizes drawn once at start, so that no client waits for the first use."
-    )
-    queue_max_samples: PositiveInt = Field(
-        256, description="Samples a replica holds before it answers 503."
-    )
-
-
-class BatchingConfig(Section):
-    """Dynamic batching of prompts into one text-encoder pass (`@serve.batch`)."""
-
-    max_batch_size: PositiveInt = Field(
-        16, le=32, description="Prompts per text-encoder pass; more would strain its memory."
-    )
-    batch_wait_timeout_s: float = Field(
-        0.005, ge=0, le=1, description="How long the first prompt of a batch waits for others."
-    )
 
 
 class ModelConfig(Section):
@@ -152,6 +128,8 @@ class ModelConfig(Section):
                 raise ValueError(f"size {size} is outside min_edge_px and max_edge_px")
             if width * height > self.max_pixels:
                 raise ValueError(f"size {size} has more than max_pixels")
+        if self.engine.optimize.compiles and not self.engine.warm_up_sizes:
+            raise ValueError("compiling needs engine.warm_up_sizes: only those run compiled")
         missing = {"low", "medium", "standard", "auto", "hd", "high"} - set(self.quality_steps)
         if missing:
             raise ValueError(f"quality_steps lacks {sorted(missing)}")

@@ -69,6 +69,8 @@ class Plan:
     output_format: OutputFormat
     output_compression: int
     response_format: ResponseFormat
+    partial_images: int
+    """Previews of each image, while streaming."""
     units: int
 
     @property
@@ -98,6 +100,7 @@ class Plan:
             output_compression=self.output_compression,
             account=account,
             timeout_s=timeout_s,
+            previews=self.partial_images,
         )
 
 
@@ -136,17 +139,15 @@ def plan_job(request: ImageRequest, catalogue: Catalogue, random_seed: Callable[
         if request.output_compression is None
         else request.output_compression,
         response_format=request.response_format or "url",
+        partial_images=request.partial_images or 0,
         units=compute_units(n, width, height, steps, config.reference_steps),
     )
 
 
 def _refuse_unsupported(request: ImageRequest) -> None:
     """A field that cannot be honoured is refused: ignoring it would deliver something else."""
-    if request.stream:
-        raise UnsupportedValue("Streaming is not supported; send 'stream': false.").at("stream")
-    if request.partial_images:
-        text = "'partial_images' needs 'stream': true, which is not supported."
-        raise UnsupportedValue(text).at("partial_images")
+    if request.partial_images and not request.stream:
+        raise InvalidValue("'partial_images' needs 'stream': true.").at("partial_images")
     if request.background == "transparent":
         raise UnsupportedValue("FLUX draws opaque images only.").at("background")
     if request.negative_prompt:

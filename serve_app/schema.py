@@ -5,7 +5,7 @@ parse. `null` means absent for every optional field. Unknown fields are tolerate
 and proxies add their own; a known field that this server cannot honour is refused, never ignored.
 """
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -82,9 +82,12 @@ class ImageRequest(WireRequest):
     background: Literal["transparent", "opaque", "auto"] | None = Field(
         None, description="`auto` or `opaque`; `transparent` is not supported."
     )
-    stream: bool | None = Field(None, description="Not supported yet: true is refused.")
+    stream: bool | None = Field(None, description="Answer with server-sent events, image by image.")
     partial_images: int | None = Field(
-        None, ge=0, le=3, description="Previews while streaming; only 0 without `stream`."
+        None,
+        ge=0,
+        le=3,
+        description="Previews of each image, with `stream` only; at most steps - 1 are made.",
     )
     negative_prompt: str | None = Field(
         None, max_length=PROMPT_MAX_CHARS, description="Not supported by FLUX; must be empty."
@@ -117,6 +120,18 @@ class Usage(BaseModel):
     output_tokens_details: TokenDetails
     compute_units: int = Field(description="Compute units charged.")
 
+    @classmethod
+    def of(cls, units: int) -> Self:
+        """The usage of so many compute units."""
+        return cls(
+            input_tokens=0,
+            output_tokens=units,
+            total_tokens=units,
+            input_tokens_details=TokenDetails(text_tokens=0, image_tokens=0),
+            output_tokens_details=TokenDetails(text_tokens=0, image_tokens=units),
+            compute_units=units,
+        )
+
 
 class ImagesResponse(BaseModel):
     """Reply of `POST /v1/images/generations`."""
@@ -131,6 +146,38 @@ class ImagesResponse(BaseModel):
     seeds: list[int] = Field(description="Seed of each image.")
     steps: int = Field(description="Denoising steps.")
     usage: Usage
+
+
+class ImageEvent(BaseModel):
+    """What every event of a stream says; keys beyond OpenAI's come last."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+
+    type: str
+    b64_json: str = Field(description="The file, base64.")
+    created_at: int = Field(description="Unix time in seconds.")
+    size: str = Field(description="Actual `WIDTHxHEIGHT`.")
+    quality: Quality
+    background: Literal["opaque"] = "opaque"
+    output_format: OutputFormat
+
+
+class PartialImageEvent(ImageEvent):
+    """A preview of an image while `stream` is on."""
+
+    type: Literal["image_generation.partial_image"] = "image_generation.partial_image"
+    partial_image_index: int = Field(description="Counts the previews of one image from 0.")
+    image_index: int = Field(description="Which of the `n` images, counted from 0.")
+
+
+class CompletedEvent(ImageEvent):
+    """A finished image while `stream` is on."""
+
+    type: Literal["image_generation.completed"] = "image_generation.completed"
+    usage: Usage = Field(description="Compute units of this image.")
+    image_index: int = Field(description="Which of the `n` images, counted from 0.")
+    seed: int = Field(description="Send it again to get this image alone.")
+    url: str = Field(description="Signed link; empty only where no image store is configured.")
 
 
 class QuoteResponse(BaseModel):

@@ -3,7 +3,8 @@
 Data flow: `ImageRequest` -> `plan` (limits, price) -> `ledger.hold` -> `Generator.generate` ->
 `store.put` -> `ledger.capture` -> `Delivery`. Whatever fails, times out or is cancelled after the
 hold releases it, shielded from the cancellation that caused it; a crash leaves it to expire. So a
-client is charged for exactly the pictures it was sent.
+client is charged for exactly the pictures it was sent. `ImageService.stream` is the same image by
+image, as `streaming.py` tells.
 """
 
 import asyncio
@@ -11,36 +12,32 @@ import base64
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
 from serve_app.config import AppConfig
-from serve_app.engine.job import GenerationJob, GenerationResult
-from serve_app.errors import (
-    AppError,
-    DeadlineExceeded,
-    GenerationFailed,
-    Unavailable,
-    UnsupportedValue,
-)
-from serve_app.metering.types import Hold, HoldRequest, HoldState, Ledger, Principal, Resolution
+from serve_app.engine.job import Event, GenerationJob, GenerationResult
+from serve_app.errors import DeadlineExceeded, GenerationFailed, Unavailable, UnsupportedValue
+from serve_app.metering.types import Hold, HoldRequest, Ledger, Principal, Resolution
 from serve_app.plan import Catalogue, Plan, plan_job
 from serve_app.schema import SEED_MAX, ImageRequest
+from serve_app.settle import Put, Settler
 from serve_app.storage.store import ImageStore
+from serve_app.streaming import StreamEvent, deliver
 
 logger = logging.getLogger(__name__)
-
-RESOLVE_BACKOFF_S = (0.1, 0.4, 1.6)
-"""Waits between the tries to resolve a hold; after them its expiry does it."""
-
-T = TypeVar("T")
 
 
 class Generator(Protocol):
     """Something that draws: a Serve handle in production, an engine itself in tests."""
 
     async def generate(self, job: GenerationJob) -> GenerationResult: ...
+
+    def stream(self, job: GenerationJob) -> AsyncGenerator[Event, None]:
+        """`Queued`, then `Preview`s and one `Finished` per seed, as they come."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ class ImageService:
         self.store = store
         self._generators = generators
         self._now = now
-        self._unfinished: set[asyncio.Task[Any]] = set()
+        self._settler = Settler(ledger, store)
 
     def plan(self, request: ImageRequest) -> Plan:
         """Resolve a request against the catalogue, or raise the error that names its field."""
@@ -115,17 +112,17 @@ class ImageService:
     ) -> Delivery:
         """Draw, store and charge; any failure after the hold charges nothing."""
         plan = self.plan(request)
-        hold = await self.ledger.hold(self._hold_request(principal, plan, request_id))
-        self._log_job(principal, request, plan, hold)
-        stored: list[asyncio.Task[str]] = []
+        hold = await self._hold(principal, request, plan, request_id)
+        settler = self._settler
+        puts: list[Put] = []
         capture: asyncio.Task[Resolution] | None = None
         try:
             async with asyncio.timeout(self.config.limits.request_timeout_s):
-                images = await self._draw(principal, plan, hold, stored)
-            capture = self._in_background(self._capture(hold, plan))
+                images = await self._draw(principal, plan, hold, puts)
+            capture = settler.in_background(settler.capture(hold, plan.units))
             resolution = await asyncio.shield(capture)
         except BaseException as exc:  # also CancelledError: a client that left is not charged
-            undoing = self._in_background(self._undo(hold, stored, capture))
+            undoing = settler.in_background(settler.undo(hold, puts, capture))
             charged = await asyncio.shield(undoing)
             if isinstance(exc, TimeoutError):
                 raise DeadlineExceeded("The image was not ready in time.") from exc
@@ -140,19 +137,39 @@ class ImageService:
             created_s=int(self._now()),
         )
 
-    def _hold_request(self, principal: Principal, plan: Plan, request_id: str) -> HoldRequest:
-        return HoldRequest(
-            account_id=principal.account_id,
-            key_id=principal.key_id,
-            request_id=request_id,
-            model=plan.model.config.id,
-            n=plan.n,
-            width=plan.width,
-            height=plan.height,
-            steps=plan.steps,
-            units=plan.units,
-            ttl_s=self.config.ledger.hold_ttl_s,
+    async def stream(
+        self, principal: Principal, request: ImageRequest, request_id: str
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """Draw, store, hand out and charge image by image; see `streaming.deliver`."""
+        plan = self.plan(request)
+        timeout_s = self.config.limits.request_timeout_s
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        hold = await self._hold(principal, request, plan, request_id)
+        job = plan.job(hold.id, principal.account_id, timeout_s)
+        source = self._generators[plan.model.config.id].stream(job)
+        async with aclosing(deliver(plan, hold, source, self._settler, deadline)) as events:
+            async for event in events:
+                yield event
+
+    async def _hold(
+        self, principal: Principal, request: ImageRequest, plan: Plan, request_id: str
+    ) -> Hold:
+        hold = await self.ledger.hold(
+            HoldRequest(
+                account_id=principal.account_id,
+                key_id=principal.key_id,
+                request_id=request_id,
+                model=plan.model.config.id,
+                n=plan.n,
+                width=plan.width,
+                height=plan.height,
+                steps=plan.steps,
+                units=plan.units,
+                ttl_s=self.config.ledger.hold_ttl_s,
+            )
         )
+        self._log_job(principal, request, plan, hold)
+        return hold
 
     def _log_job(self, principal: Principal, request: ImageRequest, plan: Plan, hold: Hold) -> None:
         prompt = plan.prompt if self.config.log_prompts else f"({len(plan.prompt)} characters)"
@@ -168,7 +185,7 @@ class ImageService:
         )
 
     async def _draw(
-        self, principal: Principal, plan: Plan, hold: Hold, stored: list[asyncio.Task[str]]
+        self, principal: Principal, plan: Plan, hold: Hold, puts: list[Put]
     ) -> tuple[Image, ...]:
         generator = self._generators[plan.model.config.id]
         # The hold's id and not the request's: clients may choose that one, and choose it twice.
@@ -178,82 +195,15 @@ class ImageService:
             logger.error("model %s returned %d images", plan.model.config.id, len(result.images))
             raise GenerationFailed("The model returned the wrong number of images.")
         return tuple(
-            [await self._keep(image.image, image.seed, plan, stored) for image in result.images]
+            [await self._keep(image.image, image.seed, plan, puts) for image in result.images]
         )
 
-    async def _keep(
-        self, data: bytes, seed: int, plan: Plan, stored: list[asyncio.Task[str]]
-    ) -> Image:
+    async def _keep(self, data: bytes, seed: int, plan: Plan, puts: list[Put]) -> Image:
+        url = await self._settler.keep(data, plan.output_format, puts)
         wants_base64 = plan.response_format == "b64_json"
-        url = ""
-        if self.store is not None:
-            # Not cut short by a cancellation: a picture half stored could not be deleted.
-            put = self._in_background(self.store.put(data, plan.output_format))
-            stored.append(put)
-            url = await self.store.url(await asyncio.shield(put))
         encoded = base64.b64encode(data).decode("ascii") if wants_base64 else None
         return Image(url=url, b64_json=encoded, seed=seed)
 
-    async def _capture(self, hold: Hold, plan: Plan) -> Resolution:
-        resolution = await self._resolve(lambda: self.ledger.capture(hold.id, plan.units), hold)
-        if resolution.state is not HoldState.CAPTURED:
-            # The hold expired under us (a stall longer than its life): the units may be spent.
-            raise DeadlineExceeded("The image was not ready in time.")
-        return resolution
-
-    async def _undo(
-        self,
-        hold: Hold,
-        stored: list[asyncio.Task[str]],
-        capture: asyncio.Task[Resolution] | None,
-    ) -> Resolution | None:
-        """Release the hold and drop the stored pictures; the capture if that went through."""
-        if capture is not None:
-            await asyncio.wait([capture])
-        try:
-            resolution = await self._resolve(lambda: self.ledger.release(hold.id), hold)
-        except AppError:
-            logger.exception("hold %s is left to its expiry", hold.id)
-        else:
-            if resolution.state is HoldState.CAPTURED:
-                return resolution
-        self._in_background(self._drop(stored))  # the reply need not wait for the store
-        return None
-
-    async def _drop(self, stored: list[asyncio.Task[str]]) -> None:
-        for put in stored:
-            try:
-                image_id = await put
-                if self.store is not None:
-                    await self.store.delete(image_id)
-            except AppError:
-                logger.warning("an undelivered image was not deleted")
-
-    async def _resolve(
-        self, attempt: Callable[[], Awaitable[Resolution]], hold: Hold
-    ) -> Resolution:
-        """Try a resolution until its outcome is known: resolving is idempotent, doubt is not."""
-        for wait_s in RESOLVE_BACKOFF_S:
-            try:
-                return await attempt()
-            except Unavailable:
-                logger.warning("the ledger did not resolve hold %s; trying again", hold.id)
-                await asyncio.sleep(wait_s)
-        return await attempt()
-
-    def _in_background(self, work: Coroutine[None, None, T]) -> asyncio.Task[T]:
-        """Run work that must end even when the request is cancelled."""
-        task = asyncio.create_task(work)
-        self._unfinished.add(task)  # the loop itself keeps only weak references to tasks
-        task.add_done_callback(self._finished)
-        return task
-
-    def _finished(self, task: asyncio.Task[Any]) -> None:
-        self._unfinished.discard(task)
-        if not task.cancelled():
-            task.exception()  # seen: whoever awaited it has it, and a client that left does not
-
     async def drain(self) -> None:
         """Wait for the resolutions under way; called before the process ends."""
-        while self._unfinished:  # and for what these start
-            await asyncio.wait(self._unfinished)
+        await self._settler.drain()

@@ -16,9 +16,11 @@ from serve_app.errors import all_error_classes
 from serve_app.ingress.routes import Api
 from serve_app.schema import (
     AccountResponse,
+    CompletedEvent,
     ImageRequest,
     ImagesResponse,
     ModelCapabilities,
+    PartialImageEvent,
     QuoteResponse,
 )
 from tests.render_configuration import PAGE, render
@@ -121,6 +123,7 @@ def test_every_error_is_documented() -> None:
     [
         ("### Request", set(ImageRequest.model_fields)),
         ("### Reply", set(ImagesResponse.model_fields)),
+        ("### Streaming", {*PartialImageEvent.model_fields, *CompletedEvent.model_fields}),
         ("## Quote", set(QuoteResponse.model_fields)),
         ("## Account", set(AccountResponse.model_fields)),
         ("## Models", {"aliases", *(f"capabilities.{f}" for f in ModelCapabilities.model_fields)}),

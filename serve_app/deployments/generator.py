@@ -1,13 +1,15 @@
 """HandleGenerator: the service's `Generator` over a Serve deployment handle.
 
 Data flow: job -> handle -> replica; failures of Ray and Serve -> our error tree. The only retry
-lives here: a replica that died took its picture along, and drawing it again is unbilled.
+lives here: a replica that died took its pictures along, and drawing them again is unbilled.
 """
 
 import asyncio
 import dataclasses
 import logging
 import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import (
@@ -17,7 +19,7 @@ from ray.serve.exceptions import (
 )
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.engine.job import GenerationJob, GenerationResult
+from serve_app.engine.job import Event, Finished, GenerationJob, GenerationResult, Preview
 from serve_app.errors import AppError, GenerationFailed, Overloaded, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,56 @@ class HandleGenerator:
         except Exception as exc:
             raise _translate(exc, job) from exc
         return result
+
+    async def stream(self, job: GenerationJob) -> AsyncGenerator[Event, None]:
+        """Events of the job; raises only `AppError`. Closing it stops the replica.
+
+        After the death of a replica another one draws the images that are missing.
+        """
+        started = time.monotonic()
+        missing = list(range(len(job.seeds)))
+        previewed: set[tuple[int, int]] = set()
+        for attempt in range(1, ATTEMPTS + 1):
+            indices = tuple(missing)
+            part = dataclasses.replace(
+                job,
+                seeds=tuple(job.seeds[index] for index in indices),
+                timeout_s=job.timeout_s - (time.monotonic() - started),
+            )
+            try:
+                async with aclosing(self._stream(part)) as events:
+                    async for event in events:
+                        if isinstance(event, Preview | Finished):
+                            event = dataclasses.replace(event, index=indices[event.index])
+                        if isinstance(event, Finished):
+                            missing.remove(event.index)
+                        elif isinstance(event, Preview):
+                            if (event.index, event.number) in previewed:
+                                continue  # sent by the replica that died
+                            previewed.add((event.index, event.number))
+                        yield event
+                return
+            except RayActorError:
+                logger.warning("replica died under job %s (try %d)", job.job_id, attempt)
+            if not missing:
+                return
+        raise GenerationFailed("The model replica failed; images not sent were not charged.")
+
+    async def _stream(self, job: GenerationJob) -> AsyncGenerator[Event, None]:
+        response = self._handle.options(stream=True).stream.remote(job)
+        missing = len(job.seeds)
+        try:
+            async for event in response:
+                missing -= isinstance(event, Finished)
+                yield event
+        except Exception as exc:
+            missing = 0  # it has ended
+            if isinstance(exc, RayActorError):
+                raise
+            raise _translate(exc, job) from exc
+        finally:
+            if missing:
+                response.cancel()  # else the replica would draw on for nobody
 
 
 def _translate(exc: Exception, job: GenerationJob) -> AppError:

@@ -8,13 +8,15 @@ the replica's loop stays free: a blocked loop fails its health check and is kill
 import asyncio
 import logging
 import os
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from ray import serve
 
 from serve_app.config import BatchingConfig, ModelConfig
-from serve_app.engine.job import EngineStats, GenerationJob, GenerationResult
+from serve_app.engine.job import EngineStats, Event, GenerationJob, GenerationResult, Step
 from serve_app.errors import ConfigError
 from serve_app.observability import configure_logging
 
@@ -59,6 +61,14 @@ class FluxModel:
         """Draw all samples of a job; cancelling it drops them at the next step."""
         embedding = await self._encode(job.prompt)
         return await self.engine.generate(job, embedding)
+
+    async def stream(self, job: GenerationJob) -> AsyncGenerator[Event, None]:
+        """Events of a job as they come, all but its steps; cancelling it works the same."""
+        embedding = await self._encode(job.prompt)
+        async with aclosing(self.engine.submit(job, embedding)) as events:
+            async for event in events:
+                if not isinstance(event, Step):  # nobody reads them, and each would be a message
+                    yield event
 
     @serve.batch  # type: ignore[untyped-decorator]
     async def _encode(self, prompts: list[str]) -> "list[PromptEmbedding]":

@@ -7,7 +7,8 @@ never held while the model runs. Must not touch the model, nor import asyncio: `
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from serve_app.engine.job import (
@@ -17,6 +18,8 @@ from serve_app.engine.job import (
     GenerationJob,
     JobCancelled,
 )
+from serve_app.engine.meters import Meters
+from serve_app.engine.planner import Estimate, Planner
 from serve_app.engine.sampler import Sample
 from serve_app.engine.schedule import Candidate
 from serve_app.engine.text import PromptEmbedding
@@ -59,6 +62,10 @@ class SampleRun:
     queued_s: float = 0.0
     denoise_s: float = 0.0
     decode_s: float = 0.0
+    previews: int = 0
+    """Previews made so far."""
+    encoding: Future[None] | None = None
+    """Its newest file in the making."""
 
     @property
     def seed(self) -> int:
@@ -68,7 +75,9 @@ class SampleRun:
     def candidate(self) -> Candidate:
         job = self.run.job
         done = self.sample.steps_done if self.sample else 0
-        return Candidate(job.width, job.height, job.steps - done, job.account)
+        return Candidate(
+            job.width, job.height, job.steps - done, job.account, id(self.run), self.run.admitted_at
+        )
 
     @property
     def units_left(self) -> int:
@@ -98,7 +107,8 @@ class Board:
     """Jobs and samples inside one engine."""
 
     queue_max_samples: int
-    batch_max_samples: int
+    planner: Planner
+    """What is known about time; used under the lock only."""
     changed: threading.Condition = field(default_factory=threading.Condition)
     """The lock (it may be taken again by its holder), and the news that something changed."""
     runs: dict[int, JobRun] = field(default_factory=dict)
@@ -106,6 +116,7 @@ class Board:
     samples: list[SampleRun] = field(default_factory=list)
     """Queued and running, in order of arrival; not those already with the image encoders."""
     clock: StepClock = field(default_factory=StepClock)
+    meters: Meters = field(default_factory=Meters)
     refusal: tuple[type[Unavailable], str] | None = None
     """Why no new job is taken any more: class and message of the error."""
 
@@ -116,20 +127,20 @@ class Board:
 
         Raises:
             Draining: the engine is closing. Unavailable: it is dead.
-            Overloaded: the queue is full.
+            Overloaded: the queue is full, or the job would not be finished in time.
+            DeadlineExceeded: not even alone would it be finished in time.
         """
         count = len(job.seeds)
         with self.changed:
             self.refuse_when_closed()
             ahead = self._inside()
-            if ahead + count > self.queue_max_samples:
-                message = "The model's queue is full. Try again later."
-                raise Overloaded(message).after(self._wait_s())
+            self._refuse_hopeless(job, ahead)
             embedding = embedding or PromptEmbedding(job.prompt)
             now = time.monotonic()
             run = JobRun(job, deliver, embedding, now, count, not embedding.pending)
             self.runs[id(run)] = run
             self.samples.extend(SampleRun(run, index) for index in range(count))
+            self.planner.shares.enter(id(run), job.account)
             self.changed.notify_all()
         return run, ahead
 
@@ -151,6 +162,7 @@ class Board:
             if run.ended:
                 return
             run.samples_left -= 1
+            self.meters.finished((run.job.height, run.job.width), finished.timings)
             self._deliver(run, finished)
             if run.samples_left == 0:
                 self.end(run, None)
@@ -162,6 +174,7 @@ class Board:
                 return
             run.ended = True
             del self.runs[id(run)]
+            self.planner.shares.leave(id(run))
             self.samples = [sample for sample in self.samples if sample.run is not run]
             self._deliver(run, outcome)
             self.changed.notify_all()
@@ -177,6 +190,18 @@ class Board:
         with self.changed:
             for run in [run for run in self.runs.values() if run.late]:
                 self.end(run, DeadlineExceeded("The images were not finished in time."))
+
+    def stepped(self, batch: Sequence[SampleRun], seconds: float) -> None:
+        """Learn from a step batch."""
+        with self.changed:
+            self.clock.count(len(batch), seconds)
+            self.meters.stepped(batch[0].candidate.shape, len(batch), seconds)
+            self.planner.stepped([sample.candidate for sample in batch], seconds)
+
+    def decoded(self, sample: SampleRun) -> None:
+        """Learn from a decode."""
+        with self.changed:
+            self.planner.decoded(sample.candidate, sample.decode_s)
 
     def cancel(self, job_id: str) -> bool:
         """End the jobs of that id; False when there is none."""
@@ -197,16 +222,34 @@ class Board:
                 steps_done=self.clock.steps,
                 step_batches_done=self.clock.batches,
                 step_time_s=self.clock.batch_s,
+                backlog_s=self.planner.backlog_s([sample.candidate for sample in self.samples]),
+                sizes=self.meters.stats(sample.candidate for sample in self.samples),
             )
 
     def _inside(self) -> int:
         return sum(run.samples_left for run in self.runs.values())
 
-    def _wait_s(self) -> int:
-        """Whole seconds until the samples inside are probably done: full batches, mean steps."""
-        steps = sum(sample.candidate.steps_left for sample in self.samples)
-        seconds = steps * self.clock.batch_s / self.batch_max_samples
-        return max(1, min(RETRY_AFTER_MAX_S, round(seconds)))
+    def estimate(self, job: GenerationJob) -> Estimate | None:
+        """When a job would be done, were it admitted now; None before anything was measured."""
+        with self.changed:
+            if not self.planner.costs.measured:
+                return None
+            one = Candidate(job.width, job.height, job.steps, job.account, -1, time.monotonic())
+            inside = [sample.candidate for sample in self.samples]
+            return self.planner.estimate(inside, [one] * len(job.seeds))
+
+    def _refuse_hopeless(self, job: GenerationJob, ahead: int) -> None:
+        """Refuse what finds no room, or would only be thrown away at its deadline."""
+        expected = self.estimate(job)
+        wait_s = round(expected.ahead_s) if expected else 0
+        retry_after_s = max(1, min(RETRY_AFTER_MAX_S, wait_s))
+        if ahead + len(job.seeds) > self.queue_max_samples:
+            raise Overloaded("The model's queue is full. Try again later.").after(retry_after_s)
+        if expected and job.timeout_s > 0 and expected.finish_s > job.timeout_s:
+            if expected.own_s > job.timeout_s:
+                raise DeadlineExceeded("The images take longer than a request may.")
+            message = "The images could not be finished in time. Try again later."
+            raise Overloaded(message).after(retry_after_s)
 
     def _deliver(self, run: JobRun, item: Event | Exception | None) -> None:
         try:

@@ -10,19 +10,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
-from serve_app.engine import codec
 from serve_app.engine.board import Board, SampleRun
-from serve_app.engine.job import Finished, Step, Timings
+from serve_app.engine.images import Images
+from serve_app.engine.job import Step, preview_steps
+from serve_app.engine.prompts import PromptQueue
+from serve_app.engine.retry import Retrying
 from serve_app.engine.sampler import NonFiniteLatents, Pixels, Sampler
-from serve_app.engine.schedule import choose_step_batch
-from serve_app.engine.text import (
-    PASS_PROMPTS_MAX,
-    PromptEmbedding,
-    PromptEncoder,
-    PromptVectors,
-)
+from serve_app.engine.schedule import Shape
+from serve_app.engine.text import PromptEmbedding, PromptEncoder
+from serve_app.engine.watchdog import Watchdog
 from serve_app.errors import AppError, Draining, GenerationFailed, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -43,45 +41,53 @@ class DeviceThread:
         board: Board,
         encoder: PromptEncoder,
         sampler: Sampler,
+        watchdog: Watchdog,
         images: ThreadPoolExecutor,
         prepare_thread: Callable[[], None],
     ) -> None:
         self._board = board
-        self._encoder = encoder
         self._sampler = sampler
-        self._images = images
+        self.retrying = Retrying(sampler, self._limit_batches)
+        self._watchdog = watchdog
+        self._images = Images(board, images)
         self._prepare_thread = prepare_thread
-        self._prompts: deque[PromptEmbedding] = deque()
+        self._prompts = PromptQueue(board, encoder, watchdog)
+        self._errands: deque[Callable[[], None]] = deque()
         self._stopping = False
         self._failures_in_a_row = 0
-        self._busy_since: float | None = None  # start of the stage in progress; None when asleep
         self._thread = threading.Thread(target=self._main, name="flux-device", daemon=True)
         self._thread.start()
 
     def encode(self, prompts: Sequence[str]) -> list[PromptEmbedding]:
-        """Take prompts to encode before the next step; known ones are ready at once. Any thread.
+        """Take prompts to encode before the next step; raises as `PromptQueue.ask`. Any thread."""
+        return self._prompts.ask(prompts)
 
-        Raises:
-            Draining: the engine is closing.
-            Unavailable: the device thread died.
-        """
-        handles = [PromptEmbedding(prompt, self._encoder.cached(prompt)) for prompt in prompts]
+    def run_between_steps(self, errand: Callable[[], None]) -> Future[None]:
+        """Have the device thread do something between two steps. Any thread."""
+        done: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                errand()
+            except Exception as exc:
+                logger.exception("an errand between two steps failed")
+                done.set_exception(exc)
+            else:
+                done.set_result(None)
+
         with self._board.changed:
             self._board.refuse_when_closed()
-            self._prompts.extend(handle for handle in handles if handle.pending)
+            self._errands.append(run)
             self._board.changed.notify_all()
-        return handles
+        return done
 
-    def trouble(self, stall_after_s: float) -> str | None:
+    def trouble(self) -> str | None:
         """Say why the device cannot be relied on, or None. Any thread."""
         if not self._thread.is_alive():
             return "the device thread is dead"
         if self._failures_in_a_row >= FAILURES_IN_A_ROW_MAX:
             return f"the last {self._failures_in_a_row} step batches failed"
-        since = self._busy_since
-        if since is not None and time.monotonic() - since > stall_after_s:
-            return f"no progress for {time.monotonic() - since:.0f} s with work queued"
-        return None
+        return self._watchdog.overdue()
 
     def close(self, drain_s: float) -> None:
         """Refuse new jobs, finish the others for `drain_s`, fail the rest, end the thread."""
@@ -111,63 +117,32 @@ class DeviceThread:
         """Sleep until there is something to do; False when the thread shall end."""
         board = self._board
         with board.changed:
-            self._busy_since = None
-            board.changed.wait_for(lambda: self._stopping or board.samples or self._prompts)
-            self._progress()
+            board.changed.wait_for(
+                lambda: self._stopping or board.samples or self._prompts or self._errands
+            )
             return not self._stopping
-
-    def _progress(self) -> None:
-        self._busy_since = time.monotonic()
 
     def _turn(self) -> None:
         """Everything between two step boundaries."""
         board = self._board
         board.end_late()
-        self._encode_prompts()
+        while self._errands:
+            self._watchdog.begin("an errand")
+            self._errands.popleft()()
+            self._watchdog.end(learn=False)
+        self._prompts.encode()
         with board.changed:
             ready = [sample for sample in board.samples if sample.run.embedding.vectors]
-        chosen = choose_step_batch([sample.candidate for sample in ready], board.batch_max_samples)
+            chosen = board.planner.choose([sample.candidate for sample in ready])
         batch = [ready[index] for index in chosen if self._start(ready[index])]
-        if batch and self._step(batch):
+        batch = self._step(batch) if batch else []
+        if batch:
             for sample in batch:
                 self._tell(sample)
             for sample in batch:
                 self._finish(sample)
-
-    def _encode_prompts(self) -> None:
-        """Fill in the embeddings that were asked for and those that jobs came without."""
-        with self._board.changed:
-            count = min(len(self._prompts), PASS_PROMPTS_MAX)
-            asked = [self._prompts.popleft() for _ in range(count)]
-            runs = list(self._board.runs.values())
-        pending = [*asked, *(run.embedding for run in runs)]
-        pending = [handle for handle in dict.fromkeys(pending) if handle.pending]
-        pending = pending[:PASS_PROMPTS_MAX]
-        if not pending:
-            return
-        encoded = self._encode([handle.prompt for handle in pending])
-        for handle in pending:
-            answer = encoded[handle.prompt]
-            if isinstance(answer, AppError):
-                handle.failure = answer
-            else:
-                handle.vectors = answer
-        for run in runs:
-            if run.embedding.failure:
-                self._board.end(run, run.embedding.failure)
-
-    def _encode(self, prompts: list[str]) -> dict[str, PromptVectors | AppError]:
-        """Encode in one pass; if that fails, one by one, so that only the culprit suffers."""
-        try:
-            found = dict(zip(prompts, self._encoder.encode(prompts), strict=True))
-        except Exception:
-            logger.exception("encoding %d prompts failed", len(prompts))
-            if len(prompts) == 1:
-                return {prompts[0]: GenerationFailed("The model failed to read the prompt.")}
-            return {name: answer for one in prompts for name, answer in self._encode([one]).items()}
-        finally:
-            self._progress()
-        return dict(found)
+            for sample in batch:
+                self._preview(sample)
 
     def _start(self, sample: SampleRun) -> bool:
         """Draw the noise of a sample chosen for the first time; False when that failed."""
@@ -185,31 +160,40 @@ class DeviceThread:
             logger.exception("starting a sample failed: job %s", job.job_id)
             self._board.end(run, GenerationFailed(FAILED))
             return False
+        sample.sample.preview_steps = preview_steps(sample.sample.steps, job.previews)
         waited_s = time.monotonic() - run.admitted_at
         encode_s = 0.0 if run.came_encoded else vectors.encode_s
         sample.queued_s = max(0.0, waited_s - encode_s)
         return True
 
-    def _step(self, batch: list[SampleRun]) -> bool:
-        """One transformer call; if it fails, so do its jobs, and nobody else's."""
+    def _step(self, batch: list[SampleRun]) -> list[SampleRun]:
+        """One step of each sample, in one transformer call; returns those that took it.
+
+        Should the call fail, smaller ones find out whose fault it was; only that job fails.
+        """
+        states = {id(sample.sample): sample for sample in batch}
+        height, width = batch[0].candidate.shape
+        self._watchdog.begin(("step", height, width, len(batch)))
         started_at = time.monotonic()
-        try:
-            self._sampler.step([sample.sample for sample in batch if sample.sample])
-        except Exception:
-            logger.exception("a step batch of %d samples failed", len(batch))
-            self._failures_in_a_row += 1
-            for sample in batch:
-                self._board.end(sample.run, GenerationFailed(FAILED))
-            return False
-        finally:
-            self._progress()
+        calls_before = self.retrying.failures
+        failed = self.retrying.step([sample.sample for sample in batch if sample.sample])
         seconds = time.monotonic() - started_at
-        self._failures_in_a_row = 0
-        with self._board.changed:
-            self._board.clock.count(len(batch), seconds)
-        for sample in batch:
+        smooth = self.retrying.failures == calls_before
+        self._watchdog.end(learn=smooth)
+        for state in failed:
+            self._board.end(states.pop(id(state)).run, GenerationFailed(FAILED))
+        stepped = list(states.values())
+        self._failures_in_a_row = 0 if stepped else self._failures_in_a_row + 1
+        if smooth:  # a retried step says nothing about what steps cost
+            self._board.stepped(batch, seconds)
+        for sample in stepped:
             sample.denoise_s += seconds
-        return True
+        return stepped
+
+    def _limit_batches(self, shape: Shape, samples: int) -> None:
+        """More than `samples` of a shape ran out of memory."""
+        with self._board.changed:
+            self._board.planner.budget.forbid(shape, samples + 1)
 
     def _tell(self, sample: SampleRun) -> None:
         """Send the step just done, before any decoding: a message should not wait for that."""
@@ -228,51 +212,44 @@ class DeviceThread:
                 return
             self._board.samples.remove(sample)
         sample.sample = None  # its latents are not needed any more
-        self._images.submit(self._encode_image, sample, pixels)
+        self._images.finish(sample, pixels)
+
+    def _preview(self, sample: SampleRun) -> None:
+        """Decode the preview that the step just done kept, if any; without it the job goes on."""
+        run, state = sample.run, sample.sample
+        if run.ended or state is None or state.preview is None:
+            return
+        self._watchdog.begin(("decode", run.job.height, run.job.width))
+        try:
+            self._images.preview(sample, self._sampler.decode_preview(state))
+        except Exception:  # also NaN: the image itself will tell
+            logger.exception("a preview failed: job %s", run.job.job_id)
+        finally:
+            self._watchdog.end()
 
     def _decode(self, sample: SampleRun) -> Pixels | None:
         """Pixels on the host; None when the job failed for want of them."""
         started_at = time.monotonic()
         run = sample.run
+        self._watchdog.begin(("decode", run.job.height, run.job.width))
         try:
             if sample.sample is None:
                 return None
-            pixels = self._sampler.decode(sample.sample)
+            pixels = self.retrying.decode(sample.sample)
         except NonFiniteLatents:
             logger.error("latents hold NaN or infinity: job %s", run.job.job_id)
         except Exception:
             logger.exception("decoding failed: job %s", run.job.job_id)
         else:
             sample.decode_s = time.monotonic() - started_at
+            self._board.decoded(sample)
             return pixels
         finally:
-            self._progress()
+            self._watchdog.end()
         self._board.end(run, GenerationFailed(FAILED))
         return None
-
-    def _encode_image(self, sample: SampleRun, pixels: Pixels) -> None:
-        """Pixels to bytes, on a thread of the pool."""
-        run, job = sample.run, sample.run.job
-        started_at = time.monotonic()
-        try:
-            image = codec.encode(pixels, job.output_format, job.output_compression)
-        except Exception:
-            logger.exception("encoding the image failed: job %s", job.job_id)
-            self._board.end(run, GenerationFailed("The image could not be encoded."))
-            return
-        vectors = run.embedding.vectors
-        timings = Timings(
-            queued_s=sample.queued_s,
-            encode_prompt_s=vectors.encode_s if vectors else 0.0,
-            denoise_s=sample.denoise_s,
-            decode_s=sample.decode_s,
-            encode_image_s=time.monotonic() - started_at,
-        )
-        finished = Finished(job.job_id, sample.index, sample.seed, image, timings)
-        self._board.finish(run, finished)
 
     def _fail_everything(self, error: AppError) -> None:
         """End every job and forget every prompt. Holds the board's lock."""
         self._board.end_all(error)
-        while self._prompts:
-            self._prompts.popleft().failure = error
+        self._prompts.fail(error)

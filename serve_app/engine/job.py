@@ -27,6 +27,8 @@ class GenerationJob:
     """For fair sharing between accounts."""
     timeout_s: float = 600.0
     """Time left when the job was sent; clocks of two machines are never compared."""
+    previews: int = 0
+    """Previews of each sample on its way; see `preview_steps`."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,16 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Preview:
+    """What sample `index` will probably look like: `number` counts its previews from 0."""
+
+    job_id: str
+    index: int
+    number: int
+    image: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Finished:
     """Sample `index` is an encoded image."""
 
@@ -69,7 +81,17 @@ class Finished:
     timings: Timings
 
 
-Event = Queued | Step | Finished
+Event = Queued | Step | Preview | Finished
+
+
+def preview_steps(steps: int, previews: int) -> tuple[int, ...]:
+    """After which steps (counted from 1) to make previews: evenly spaced, never after the last.
+
+    The last step gives the image itself, so there are at most `steps` - 1.
+    """
+    count = min(previews, steps - 1)
+    parts = count + 1
+    return tuple((2 * i * steps + parts) // (2 * parts) for i in range(1, parts))
 
 
 @dataclass(frozen=True)
@@ -77,6 +99,26 @@ class GenerationResult:
     """All images of a job, in the order of its seeds."""
 
     images: tuple[Finished, ...]
+
+
+@dataclass(frozen=True)
+class SizeStats:
+    """What happens to samples of one size; seconds are running means."""
+
+    height: int
+    width: int
+    compute_units_queued: int
+    """Pixels x steps still to do, queued and running."""
+    images_done: int
+    step_batches_done: int
+    occupancy: float
+    """Samples per step batch, mean since the start."""
+    step_time_s: float
+    """Of one transformer call."""
+    queued_s: float
+    """From admission to the first step, text encoding not counted."""
+    decode_s: float
+    encode_image_s: float
 
 
 @dataclass(frozen=True)
@@ -91,6 +133,18 @@ class EngineStats:
     step_batches_done: int
     step_time_s: float
     """Running mean of one transformer call; 0.0 before the first."""
+    backlog_s: float = 0.0
+    """Estimated device time of everything inside; 0.0 before anything was measured."""
+    sizes: tuple[SizeStats, ...] = ()
+    """Of sizes seen lately, smallest first."""
+    recompiles: int = 0
+    """Compilations since the warm-up: clients waited for them; should stay 0."""
+    eager_calls: int = 0
+    """Calls of sizes that had not been warmed up, where anything is compiled."""
+    out_of_memory: int = 0
+    """Calls that ran out of memory and were tried again in parts."""
+    memory_peak_bytes: int = 0
+    """Most GPU memory held so far; 0 on a CPU."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 from diffusers import FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 
+from serve_app.engine.optimize import Compiled
 from serve_app.engine.text import PromptVectors
 
 TRAIN_TIMESTEPS = 1000  # FluxPipeline hands the transformer timestep / 1000
@@ -46,6 +47,10 @@ class Sample:
     """Own copy: it counts this sample's steps."""
     timesteps: torch.Tensor
     steps_done: int = 0
+    preview_steps: tuple[int, ...] = ()
+    """After which steps to keep the latents of a preview."""
+    preview: torch.Tensor | None = None
+    """Predicted clean latents of the step just done, if it is one of those."""
 
     @property
     def done(self) -> bool:
@@ -55,8 +60,11 @@ class Sample:
 class Sampler:
     """The denoising half of a pipeline, cut open between steps."""
 
-    def __init__(self, pipeline: FluxPipeline, device: str) -> None:
+    def __init__(
+        self, pipeline: FluxPipeline, device: str, compiled: Compiled | None = None
+    ) -> None:
         self._pipeline = pipeline
+        self._compiled = compiled or Compiled()
         self._device = torch.device(device)
         self._guidance = bool(pipeline.transformer.config.guidance_embeds)
 
@@ -98,10 +106,13 @@ class Sampler:
     @torch.no_grad()
     def step(self, samples: Sequence[Sample]) -> None:
         """Advance every sample by one step, in one transformer call; sizes must be equal."""
-        velocities = self._transformer(samples)
+        first = samples[0]
+        with self._compiled.call(first.height, first.width, len(samples)):
+            velocities = self._transformer(samples)
         for row, sample in enumerate(samples):
             timestep = sample.timesteps[sample.steps_done]
             velocity = velocities[row : row + 1]
+            sample.preview = _clean_latents(sample, velocity)
             sample.latents = sample.scheduler.step(
                 velocity, timestep, sample.latents, return_dict=False
             )[0]
@@ -118,15 +129,27 @@ class Sampler:
         Raises:
             NonFiniteLatents: the latents or the decoded picture hold NaN or infinity.
         """
+        return self._decode(sample.latents, sample)
+
+    @torch.no_grad()
+    def decode_preview(self, sample: Sample) -> Pixels:
+        """Pixels of `sample.preview`, which is dropped; raises as `decode`."""
+        latents, sample.preview = sample.preview, None
+        if latents is None:
+            raise ValueError("no preview was kept at this step")
+        return self._decode(latents, sample)
+
+    def _decode(self, latents: torch.Tensor, sample: Sample) -> Pixels:
         pipeline = self._pipeline
         config = pipeline.vae.config
-        if not bool(torch.isfinite(sample.latents).all()):
+        if not bool(torch.isfinite(latents).all()):
             raise NonFiniteLatents
         latents = pipeline._unpack_latents(
-            sample.latents, sample.height, sample.width, pipeline.vae_scale_factor
+            latents, sample.height, sample.width, pipeline.vae_scale_factor
         )
         latents = (latents / config.scaling_factor) + config.shift_factor
-        image = pipeline.vae.decode(latents, return_dict=False)[0]
+        with self._compiled.call(sample.height, sample.width, 0):
+            image = pipeline.vae.decode(latents, return_dict=False)[0]
         if not bool(torch.isfinite(image).all()):
             raise NonFiniteLatents
         return _to_pixels(image)
@@ -176,6 +199,17 @@ class Sampler:
         return timesteps
 
 
+def _clean_latents(sample: Sample, velocity: torch.Tensor) -> torch.Tensor | None:
+    """Where the step under way thinks this sample ends; None when nobody wants a preview of it.
+
+    A new tensor: the sample's own latents, and so its image, do not change.
+    """
+    if sample.steps_done + 1 not in sample.preview_steps:
+        return None
+    sigma = float(sample.scheduler.sigmas[sample.steps_done])
+    return sample.latents - sigma * velocity
+
+
 def _to_pixels(image: torch.Tensor) -> Pixels:
     """[1, 3, height, width] in -1..1 -> [height, width, 3] in 0..255, rounded on the device.
 
@@ -183,5 +217,9 @@ def _to_pixels(image: torch.Tensor) -> Pixels:
     """
     image = (image * 0.5 + 0.5).clamp(0, 1)
     image = (image[0].permute(1, 2, 0).float() * 255).round().to(torch.uint8)
-    pixels: Pixels = image.contiguous().cpu().numpy()
+    image = image.contiguous()
+    if image.is_cuda:  # a pinned target is copied to by DMA, at the full speed of the bus
+        host = torch.empty(image.shape, dtype=image.dtype, pin_memory=True)
+        image = host.copy_(image)
+    pixels: Pixels = image.numpy()
     return pixels

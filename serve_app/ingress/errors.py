@@ -12,9 +12,17 @@ from serve_app.errors import AppError, MethodNotAllowed, UnknownRoute
 from serve_app.schema import ErrorBody, ErrorDetail
 
 
+def error_body(error: AppError) -> ErrorBody:
+    """What a client is told of a failure, in a reply or in a stream."""
+    return ErrorBody(
+        error=ErrorDetail(
+            message=error.message, type=error.type, param=error.param, code=error.code
+        )
+    )
+
+
 def error_response(error: AppError) -> Response:
     """The reply for a failure: status, headers that steer retries, and the body."""
-    detail = ErrorDetail(message=error.message, type=error.type, param=error.param, code=error.code)
     headers = {"x-should-retry": "true" if error.retryable else "false"}
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
@@ -22,7 +30,7 @@ def error_response(error: AppError) -> Response:
         headers["retry-after"] = str(error.retry_after_s)
     if error.allow is not None:
         headers["allow"] = error.allow
-    return JSONResponse(ErrorBody(error=detail).model_dump(), error.status, headers)
+    return JSONResponse(error_body(error).model_dump(), error.status, headers)
 
 
 async def on_app_error(request: Request, exc: Exception) -> Response:

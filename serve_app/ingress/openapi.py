@@ -12,16 +12,21 @@ from pydantic.json_schema import models_json_schema
 from serve_app import __version__
 from serve_app.schema import (
     AccountResponse,
+    CompletedEvent,
     ErrorBody,
     HealthResponse,
     ImageRequest,
     ImagesResponse,
     ModelList,
     ModelObject,
+    PartialImageEvent,
     QuoteResponse,
 )
 
 _REF = "#/components/schemas/{model}"
+_STREAMED = (
+    "The images; with `stream` server-sent events, of which the schema shows one `data:` each."
+)
 _ERRORS = {
     400: "Invalid request; `param` names the field.",
     401: "Missing, unknown, revoked or expired API key.",
@@ -37,6 +42,8 @@ _ERRORS = {
     503: "Overloaded, starting or a dependency is down; see `Retry-After`.",
     504: "Not ready in time; nothing was charged.",
 }
+_EVENTS: tuple[type[BaseModel], ...] = (PartialImageEvent, CompletedEvent, ErrorBody)
+"""What the `data:` of one event of a stream may hold."""
 _COMMON = (405, 500, 503)
 _KEYED = (401, 403, *_COMMON)
 _POSTED = (400, 402, 404, 408, 413, 415, 504, *_KEYED)
@@ -77,7 +84,7 @@ _OPERATIONS: tuple[
 def openapi_document(server_url: str) -> dict[str, Any]:
     """The whole document, as plain JSON types."""
     requests: tuple[type[BaseModel], ...] = (ImageRequest,)
-    replies = {reply for *_, reply, _, _ in _OPERATIONS if reply is not None} | {ErrorBody}
+    replies = {reply for *_, reply, _, _ in _OPERATIONS if reply is not None} | set(_EVENTS)
     _, definitions = models_json_schema(
         [
             *((model, "validation") for model in requests),
@@ -125,7 +132,11 @@ def _responses(reply: type[BaseModel] | None, errors: tuple[int, ...]) -> dict[s
         for kind in ("png", "jpeg", "webp")
     }
     content = images if reply is None else _content(reply)
-    found: dict[str, Any] = {"200": {"description": "Success.", "content": content}}
+    if reply is ImagesResponse:
+        events = [{"$ref": _REF.format(model=event.__name__)} for event in _EVENTS]
+        content = {**content, "text/event-stream": {"schema": {"oneOf": events}}}
+    success = "Success." if reply is not ImagesResponse else _STREAMED
+    found: dict[str, Any] = {"200": {"description": success, "content": content}}
     for status in sorted(set(errors)):
         found[str(status)] = {"description": _ERRORS[status], "content": _content(ErrorBody)}
     return found

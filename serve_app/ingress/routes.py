@@ -4,11 +4,9 @@ Data flow: Starlette request -> `authenticate` -> `read_json_object` -> `parse_r
 `ImageService` -> wire model. Handlers decide nothing about money, models or images.
 """
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -18,7 +16,9 @@ from starlette.routing import Route
 from serve_app.errors import ImageNotFound, Unavailable
 from serve_app.ingress.auth import authenticate
 from serve_app.ingress.body import read_json_object
+from serve_app.ingress.disconnect import until_disconnect
 from serve_app.ingress.openapi import openapi_document
+from serve_app.ingress.sse import EventStream
 from serve_app.metering.types import Principal
 from serve_app.plan import ServedModel
 from serve_app.schema import (
@@ -31,13 +31,10 @@ from serve_app.schema import (
     ModelList,
     ModelObject,
     QuoteResponse,
-    TokenDetails,
     Usage,
     parse_request,
 )
 from serve_app.service import Delivery, ImageService
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -65,13 +62,16 @@ class Api:
         development = self.service.config.development is not None
         return await authenticate(request, self.service.ledger, development=development)
 
-    async def generate(self, request: Request) -> Response:
+    async def generate(self, request: Request) -> Response | EventStream:
         service = self.service
         principal = await self._principal(request)
         body = await read_json_object(request, service.config.limits)
         wanted = parse_request(ImageRequest, body)
-        work = service.generate(principal, wanted, request.state.request_id)
-        delivery = await _until_disconnect(request, work)
+        request_id = request.state.request_id
+        if wanted.stream:
+            return EventStream(service.stream(principal, wanted, request_id))
+        work = service.generate(principal, wanted, request_id)
+        delivery = await until_disconnect(request.receive, work)
         headers = {
             "x-model": delivery.plan.model.config.id,
             "x-compute-units": str(delivery.units),
@@ -173,15 +173,7 @@ def _json(answer: BaseModel, headers: dict[str, str] | None = None) -> Response:
 
 
 def _images_response(delivery: Delivery) -> ImagesResponse:
-    plan, units = delivery.plan, delivery.units
-    usage = Usage(
-        input_tokens=0,
-        output_tokens=units,
-        total_tokens=units,
-        input_tokens_details=TokenDetails(text_tokens=0, image_tokens=0),
-        output_tokens_details=TokenDetails(text_tokens=0, image_tokens=units),
-        compute_units=units,
-    )
+    plan = delivery.plan
     return ImagesResponse(
         created=delivery.created_s,
         data=[ImageData(url=image.url, b64_json=image.b64_json) for image in delivery.images],
@@ -191,30 +183,5 @@ def _images_response(delivery: Delivery) -> ImagesResponse:
         output_format=plan.output_format,
         seeds=list(plan.seeds),
         steps=plan.steps,
-        usage=usage,
+        usage=Usage.of(delivery.units),
     )
-
-
-async def _until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Run `work`, but cancel it as soon as the client goes away.
-
-    Serve cancels the handler itself in most cases; a plain ASGI server only sends a message.
-    """
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            task.cancel()
-        return await task
-    finally:
-        # Also when this handler itself is cancelled: the work must see it and undo its hold.
-        gone.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task})
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -48,6 +48,10 @@ def test_the_node_client_draws_and_sees_typed_errors(node: str, served: Served) 
     assert seen["outputTokens"] == 2 * 256 * 256
     assert seen["requestId"]
     assert seen["models"] == ["flux-mini"]
+    assert seen["eventTypes"] == ["partial_image", "partial_image", "completed"]
+    assert seen["eventMagic"] == ["PNG"] * 3
+    assert seen["eventUnits"] == 256 * 256
+    assert seen["badSize"] == seen["badStream"]
     assert seen["badSize"] == {
         "class": "BadRequestError",
         "status": 400,

@@ -115,7 +115,12 @@ def test_models_are_listed_and_found_by_alias(client: openai.OpenAI) -> None:
         pytest.param({"n": 11}, openai.BadRequestError, "n", id="too many"),
         pytest.param({"prompt": ""}, openai.BadRequestError, "prompt", id="no prompt"),
         pytest.param({"prompt": "x" * 1001}, openai.BadRequestError, "prompt", id="long prompt"),
-        pytest.param({"stream": True}, openai.BadRequestError, "stream", id="streaming"),
+        pytest.param(
+            {"partial_images": 1},
+            openai.BadRequestError,
+            "partial_images",
+            id="previews without a stream",
+        ),
         pytest.param(
             {"background": "transparent"}, openai.BadRequestError, "background", id="transparent"
         ),

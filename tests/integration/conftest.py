@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import ray
 import yaml
@@ -26,6 +27,7 @@ from tests.conftest import ROOT, free_port
 
 KEY = "sk-integration-tests"
 DEPLOY_TIMEOUT_S = 120
+MINI = "FluxModel-flux-mini"
 POLL_S = 0.05
 
 
@@ -61,7 +63,7 @@ class App:
                 found[entry["name"]] = ray.get_actor(entry["name"], namespace=entry["namespace"])
         return found
 
-    def stats(self, deployment: str = "FluxModel-flux-mini") -> Any:
+    def stats(self, deployment: str = MINI) -> Any:
         """Engine counters of one replica of a model."""
         return serve.get_deployment_handle(deployment, self.name).stats.remote().result()
 
@@ -95,6 +97,38 @@ class Cluster:
         """What `serve deploy` does with a config file."""
         _get_global_client().deploy_apps(ServeDeploySchema.model_validate(document))
         eventually(lambda: _running(document), "applications run", DEPLOY_TIMEOUT_S)
+
+
+def error_of(reply: httpx.Response) -> dict[str, Any]:
+    body = reply.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert len(reply.headers.get_list("x-request-id")) == 1
+    found: dict[str, Any] = body["error"]
+    return found
+
+
+def busy_replica(app: App) -> str | None:
+    """Name of the replica whose engine is drawing now."""
+    for name, actor in app.replicas(MINI).items():
+        try:
+            stats = ray.get(actor.get_num_ongoing_requests.remote(), timeout=10)
+        except ray.exceptions.RayError:
+            continue
+        if stats:
+            return name
+    return None
+
+
+def healthy(app: App) -> bool:
+    """Whether every replica is up: a starting one would answer no question."""
+    return serve.status().applications[app.name].deployments[MINI].status == "HEALTHY"
+
+
+def kill_busy_replica(app: App) -> str:
+    name = eventually(lambda: busy_replica(app), "a replica draws")
+    ray.kill(app.replicas(MINI)[name], no_restart=True)
+    return str(name)
 
 
 def _running(document: dict[str, Any]) -> bool:

@@ -12,13 +12,20 @@ import openai
 import pytest
 import ray
 from PIL import Image
-from ray import serve
 
-from tests.integration.conftest import App, Cluster, eventually
+from tests.integration.conftest import (
+    MINI,
+    App,
+    Cluster,
+    busy_replica,
+    error_of,
+    eventually,
+    healthy,
+    kill_busy_replica,
+)
 
 pytestmark = pytest.mark.serve
 
-MINI = "FluxModel-flux-mini"
 SMALL = {"prompt": "a red circle on a blue background", "size": "256x256"}
 LONG = {"prompt": "a red circle", "size": "1024x1024", "num_inference_steps": 50, "n": 2}
 """Takes many seconds on two cores: long enough to pull the plug in the middle."""
@@ -28,38 +35,6 @@ UNITS = 256 * 256
 def post(app: App, body: dict[str, Any], **options: Any) -> httpx.Response:
     url = f"{app.url}/v1/images/generations"
     return httpx.post(url, json=body, headers=app.headers, timeout=120, **options)
-
-
-def error_of(reply: httpx.Response) -> dict[str, Any]:
-    body = reply.json()
-    assert set(body) == {"error"}
-    assert set(body["error"]) == {"message", "type", "param", "code"}
-    assert len(reply.headers.get_list("x-request-id")) == 1
-    found: dict[str, Any] = body["error"]
-    return found
-
-
-def busy_replica(app: App) -> str | None:
-    """Name of the replica whose engine is drawing now."""
-    for name, actor in app.replicas(MINI).items():
-        try:
-            stats = ray.get(actor.get_num_ongoing_requests.remote(), timeout=10)
-        except ray.exceptions.RayError:
-            continue
-        if stats:
-            return name
-    return None
-
-
-def healthy(app: App) -> bool:
-    """Whether every replica is up: a starting one would answer no question."""
-    return serve.status().applications[app.name].deployments[MINI].status == "HEALTHY"
-
-
-def kill_busy_replica(app: App) -> str:
-    name = eventually(lambda: busy_replica(app), "a replica draws")
-    ray.kill(app.replicas(MINI)[name], no_restart=True)
-    return str(name)
 
 
 def test_a_url_under_a_route_prefix_downloads(strict: App) -> None:

@@ -1,15 +1,26 @@
 """The gateway without Ray: every real part but the model, which follows a script."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message
 
 from serve_app.config import AppConfig
-from serve_app.engine.job import Finished, GenerationJob, GenerationResult, ModelInfo, Timings
+from serve_app.engine.job import (
+    Event,
+    Finished,
+    GenerationJob,
+    GenerationResult,
+    ModelInfo,
+    Preview,
+    Queued,
+    Timings,
+)
 from serve_app.errors import LedgerUnavailable
 from serve_app.metering.sql import SqlLedger
 from serve_app.metering.types import Balance, Principal, Resolution
@@ -21,10 +32,16 @@ FLUX_MINI = ModelInfo(size_multiple_px=16, text_tokens_max=64, guidance=False)
 UNITS_1024 = 1024 * 1024
 """Price of one image of default size and quality."""
 Act = Callable[[GenerationJob], Awaitable[GenerationResult]]
+Play = Callable[[GenerationJob], AsyncGenerator[Event, None]]
 
 
 def picture(job: GenerationJob, index: int) -> bytes:
     return f"{job.output_format} {job.width}x{job.height} seed {job.seeds[index]}".encode()
+
+
+def preview(job: GenerationJob, index: int, number: int) -> Preview:
+    data = f"preview {number} of seed {job.seeds[index]}".encode()
+    return Preview(job.job_id, index, number, data)
 
 
 def pictures(job: GenerationJob, count: int) -> GenerationResult:
@@ -39,12 +56,17 @@ def pictures(job: GenerationJob, count: int) -> GenerationResult:
 
 
 class ScriptedGenerator:
-    """Draws every job unless `act` says otherwise; remembers what it was asked."""
+    """Draws every job unless `act` says otherwise; remembers what it was asked.
+
+    A stream is the same with previews before the pictures, unless `play` says otherwise.
+    """
 
     def __init__(self) -> None:
         self.jobs: list[GenerationJob] = []
         self.act: Act = self.draw
+        self.play: Play = self.show
         self.started = asyncio.Event()
+        self.hanging = asyncio.Event()
         self.cancelled = asyncio.Event()
 
     async def generate(self, job: GenerationJob) -> GenerationResult:
@@ -56,6 +78,38 @@ class ScriptedGenerator:
             self.cancelled.set()
             raise
 
+    async def stream(self, job: GenerationJob) -> AsyncGenerator[Event, None]:
+        self.jobs.append(job)
+        self.started.set()
+        try:
+            async with aclosing(self.play(job)) as events:
+                async for event in events:
+                    yield event
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled.set()
+            raise
+
+    async def show(self, job: GenerationJob) -> AsyncGenerator[Event, None]:
+        yield Queued(job.job_id, 0)
+        result = await self.act(job)
+        for number in range(job.previews):
+            for index in range(len(job.seeds)):
+                yield preview(job, index, number)
+        for image in result.images:
+            yield image
+
+    def showing_before(self, images: int, then: Act) -> Play:
+        """So many pictures, and then whatever `then` does."""
+
+        async def play(job: GenerationJob) -> AsyncGenerator[Event, None]:
+            yield Queued(job.job_id, 0)
+            for image in pictures(job, images).images:
+                yield image
+            for image in (await then(job)).images[images:]:
+                yield image
+
+        return play
+
     async def draw(self, job: GenerationJob) -> GenerationResult:
         return pictures(job, len(job.seeds))
 
@@ -66,6 +120,7 @@ class ScriptedGenerator:
         return pictures(job, len(job.seeds) + 1)
 
     async def hang(self, job: GenerationJob) -> GenerationResult:
+        self.hanging.set()
         await asyncio.Event().wait()
         raise AssertionError("unreachable")
 
@@ -156,6 +211,59 @@ class World:
 
 def catalogue(config: AppConfig) -> Catalogue:
     return Catalogue(tuple(ServedModel(model, FLUX_MINI) for model in config.models))
+
+
+class Connection:
+    """A client that sends one generation and hangs up when told to."""
+
+    def __init__(self, world: World, body: dict[str, Any] | None = None) -> None:
+        self.world = world
+        self.sent: list[Message] = []
+        self._news = asyncio.Condition()
+        self._hung_up = asyncio.Event()
+        data = json.dumps(body or {"prompt": "a red circle"}).encode()
+        self._incoming = [{"type": "http.request", "body": data, "more_body": False}]
+        self.scope: dict[str, Any] = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/images/generations",
+            "raw_path": b"/v1/images/generations",
+            "query_string": b"",
+            "headers": [
+                (b"authorization", f"Bearer {world.key}".encode()),
+                (b"content-type", b"application/json"),
+            ],
+            "scheme": "http",
+            "server": ("test", 80),
+        }
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.sent)
+
+    async def receive(self) -> Message:
+        if self._incoming:
+            return self._incoming.pop()
+        await self._hung_up.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        async with self._news:
+            self.sent.append(message)
+            self._news.notify_all()
+
+    async def until_sent(self, messages: int) -> None:
+        async with self._news:
+            await self._news.wait_for(lambda: len(self.sent) >= messages)
+
+    def hang_up(self) -> None:
+        self._hung_up.set()
+
+    def open(self) -> "asyncio.Task[None]":
+        return asyncio.create_task(self.run())
+
+    async def run(self) -> None:
+        await self.world.app(self.scope, self.receive, self.send)
 
 
 def error_of(reply: httpx.Response) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from serve_app.registry import MODEL_DEFAULTS
 
 MINI = {"id": "flux-mini"}
 QUANTITY = re.compile(
-    r"(max|min|n|num)_|_(max|min)$|timeout|ttl|interval|size|threads|edge|pixels|wait|age"
+    r"(max|min|n|num)_|_(max|min)$|timeout|ttl|interval|size|threads|edge|pixels|wait|age\b|limit"
 )
 UNIT = re.compile(
-    r"_(s|px|bytes|chars|tokens|samples|threads|steps|images|units|entries|pixels|cpus|gpus)(_max)?$"
+    r"_(s|px|bytes|chars|tokens|samples|threads|steps|images|units|entries|pixels|cpus|gpus|gib)(_max)?$"
 )
 WITHOUT_UNIT = {
     "default_size",  # WIDTHxHEIGHT, as in the API
@@ -156,3 +156,12 @@ def test_the_development_account_is_off_unless_configured() -> None:
 def test_no_store_is_a_choice_and_not_a_slip() -> None:
     assert app().store is not None
     assert app(store=None).store is None
+
+
+def test_compiling_without_sizes_to_compile_is_refused() -> None:
+    optimize = {"compile_transformer": "dynamic"}
+    model = {"id": "flux-mini", "default_size": "256x256", "engine": {"optimize": optimize}}
+    with pytest.raises(ValueError, match="warm_up_sizes"):
+        ModelConfig.model_validate(model)
+    model["engine"] = {"optimize": optimize, "warm_up_sizes": ["256x256"]}
+    assert ModelConfig.model_validate(model).engine.optimize.compile_transformer == "dynamic"

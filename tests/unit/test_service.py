@@ -11,7 +11,7 @@ import pytest
 from scripted import UNITS_1024, World
 from sqlalchemy import select
 
-from serve_app import service as service_module
+from serve_app import settle
 from serve_app.errors import (
     AppError,
     DeadlineExceeded,
@@ -34,7 +34,7 @@ REQUEST = ImageRequest(prompt="a red circle")
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tries are what matters here, not the pauses between them."""
-    monkeypatch.setattr(service_module, "RESOLVE_BACKOFF_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(settle, "RESOLVE_BACKOFF_S", (0.0, 0.0, 0.0))
 
 
 async def generate(world: World, request: ImageRequest = REQUEST) -> Delivery:

@@ -1,6 +1,7 @@
 """HandleGenerator over a scripted handle: one retry for a dead replica, and our errors only."""
 
 import asyncio
+import dataclasses
 from collections.abc import Generator
 from typing import Any
 
@@ -12,10 +13,10 @@ from ray.serve.exceptions import (
     DeploymentUnavailableError,
     RequestCancelledError,
 )
-from scripted import pictures
+from scripted import pictures, preview
 
 from serve_app.deployments.generator import HandleGenerator
-from serve_app.engine.job import GenerationJob, GenerationResult
+from serve_app.engine.job import Event, GenerationJob, GenerationResult, Queued
 from serve_app.errors import (
     AppError,
     DeadlineExceeded,
@@ -171,6 +172,157 @@ async def test_a_cancelled_job_is_cancelled_on_its_replica() -> None:
     with pytest.raises(asyncio.CancelledError):
         await job
     assert handle.responses[0].cancelled
+    assert len(handle.jobs) == 1
+
+
+TWO = GenerationJob("job-1", "a red circle", 256, 256, 4, 0.0, (7, 8), previews=1, timeout_s=30.0)
+QUEUED = Queued("job-1", 0)
+FIRST, SECOND = pictures(TWO, 2).images
+PREVIEWS = (preview(TWO, 0, 0), preview(TWO, 1, 0))
+
+
+class Stream:
+    """What a streaming call returns: yields its items, then raises or ends."""
+
+    def __init__(self, items: "tuple[Event | BaseException | asyncio.Event, ...]") -> None:
+        self.items = list(items)
+        self.cancelled = False
+
+    def __aiter__(self) -> "Stream":
+        return self
+
+    async def __anext__(self) -> Event:
+        if not self.items:
+            raise StopAsyncIteration
+        item = self.items.pop(0)
+        if isinstance(item, BaseException):
+            raise item
+        if isinstance(item, asyncio.Event):
+            item.set()
+            await asyncio.Event().wait()
+        assert not isinstance(item, asyncio.Event)
+        return item
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class StreamHandle:
+    """A handle whose streaming calls play one script after the other."""
+
+    def __init__(self, *scripts: "tuple[Event | BaseException | asyncio.Event, ...]") -> None:
+        self.streams = [Stream(script) for script in scripts]
+        self.jobs: list[GenerationJob] = []
+
+    def options(self, *, stream: bool) -> "StreamHandle":
+        assert stream
+        return self
+
+    @property
+    def stream(self) -> "StreamHandle":
+        return self
+
+    def remote(self, job: GenerationJob) -> Stream:
+        self.jobs.append(job)
+        return self.streams[len(self.jobs) - 1]
+
+
+def streaming(handle: StreamHandle) -> HandleGenerator:
+    return HandleGenerator(handle)  # type: ignore[arg-type]
+
+
+async def play(handle: StreamHandle, into: list[Event] | None = None) -> list[Event]:
+    seen = [] if into is None else into
+    async for event in streaming(handle).stream(TWO):
+        seen.append(event)
+    return seen
+
+
+async def test_events_come_through_as_they_are() -> None:
+    handle = StreamHandle((QUEUED, *PREVIEWS, SECOND, FIRST))
+    assert await play(handle) == [QUEUED, *PREVIEWS, SECOND, FIRST]
+    assert 0 < handle.jobs[0].timeout_s <= TWO.timeout_s
+    assert not handle.streams[0].cancelled
+
+
+async def test_a_replica_that_dies_before_an_image_is_replaced_unnoticed() -> None:
+    handle = StreamHandle(
+        (QUEUED, PREVIEWS[0], ActorDiedError()), (QUEUED, *PREVIEWS, FIRST, SECOND)
+    )
+    events = [event for event in await play(handle) if event != QUEUED]
+    assert events == [*PREVIEWS, FIRST, SECOND]
+    assert handle.jobs[1].seeds == TWO.seeds
+    assert handle.jobs[1].timeout_s <= handle.jobs[0].timeout_s
+
+
+async def test_a_replica_that_dies_after_an_image_is_replaced_for_the_others() -> None:
+    """The other replica draws a job of one sample, which is the first of its own."""
+    second = dataclasses.replace(SECOND, index=0)
+    again = dataclasses.replace(PREVIEWS[1], index=0)
+    handle = StreamHandle((QUEUED, *PREVIEWS, FIRST, ActorDiedError()), (QUEUED, again, second))
+    events = [event for event in await play(handle) if event != QUEUED]
+    assert events == [*PREVIEWS, FIRST, SECOND]
+    assert handle.jobs[1].seeds == (8,)
+
+
+async def test_a_replica_that_dies_after_the_last_image_is_not_missed() -> None:
+    handle = StreamHandle((QUEUED, FIRST, SECOND, ActorDiedError()))
+    assert await play(handle) == [QUEUED, FIRST, SECOND]
+
+
+async def test_two_dead_replicas_end_a_stream() -> None:
+    handle = StreamHandle((QUEUED, FIRST, ActorDiedError()), (QUEUED, ActorDiedError()))
+    seen: list[Event] = []
+    with pytest.raises(GenerationFailed):
+        await play(handle, seen)
+    assert seen == [QUEUED, FIRST, QUEUED]
+    assert len(handle.jobs) == 2
+
+
+@pytest.mark.parametrize("wrapped", [True, False], ids=["actor transport", "gRPC transport"])
+@pytest.mark.parametrize(
+    ("cause", "expected"),
+    [
+        (Overloaded("full").after(7), Overloaded),
+        (GenerationFailed("The model failed."), GenerationFailed),
+        (ValueError("hunter2"), GenerationFailed),
+    ],
+)
+async def test_a_stream_fails_with_errors_of_ours(
+    cause: Exception, expected: type[AppError], wrapped: bool
+) -> None:
+    handle = StreamHandle((QUEUED, FIRST, task_error(cause) if wrapped else cause))
+    with pytest.raises(expected) as caught:
+        await play(handle)
+    assert type(caught.value) is expected
+    assert "hunter2" not in caught.value.message
+    assert len(handle.jobs) == 1
+    assert not handle.streams[0].cancelled
+
+
+async def test_a_stream_that_serve_refuses_is_overloaded() -> None:
+    full = BackPressureError(num_queued_requests=3, max_queued_requests=3)
+    with pytest.raises(Overloaded):
+        await play(StreamHandle((full,)))
+
+
+async def test_a_closed_stream_is_cancelled_on_its_replica() -> None:
+    handle = StreamHandle((QUEUED, FIRST, SECOND))
+    events = streaming(handle).stream(TWO)
+    assert await anext(events) == QUEUED
+    await events.aclose()
+    assert handle.streams[0].cancelled
+
+
+async def test_a_cancelled_wait_for_an_event_cancels_the_stream_on_its_replica() -> None:
+    waiting = asyncio.Event()
+    handle = StreamHandle((QUEUED, waiting))
+    job = asyncio.create_task(play(handle))
+    await waiting.wait()
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    assert handle.streams[0].cancelled
     assert len(handle.jobs) == 1
 
 

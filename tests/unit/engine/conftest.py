@@ -49,12 +49,11 @@ async def make_engine(pipeline: FluxPipeline, gate: Gate) -> AsyncIterator[MakeE
     """Engines over `pipeline`, closed after the test."""
     made: list[Engine] = []
 
-    def make(stall_after_s: float = 60.0, **config: Any) -> Engine:
+    def make(**config: Any) -> Engine:
         engine = Engine(
             pipeline,
             EngineConfig(torch_threads=1, **config),
             text_tokens_max=TEXT_TOKENS,
-            stall_after_s=stall_after_s,
         )
         made.append(engine)
         return engine

@@ -58,8 +58,9 @@ async def test_the_picture_is_the_pipelines_own(
     make_engine: MakeEngine, pipeline: FluxPipeline
 ) -> None:
     job = make_job(width=96, height=128, steps=3, guidance=4.5)
+    engine = make_engine()  # first, for it lays the VAE out anew, for both
     expected = np.asarray(reference(pipeline, job))
-    [image] = (await make_engine().generate(job)).images
+    [image] = (await engine.generate(job)).images
     assert np.array_equal(pixels(image.image), expected)
 
 
@@ -329,7 +330,7 @@ async def test_a_device_that_fails_every_time_is_unhealthy_until_it_works_again(
 async def test_a_stalled_device_is_unhealthy_and_an_idle_one_is_not(
     make_engine: MakeEngine, gate: Gate
 ) -> None:
-    engine = make_engine(stall_after_s=0.05)
+    engine = make_engine(stall_first_s=0.05)
     assert engine.healthy()
     gate.close()
     task = asyncio.create_task(engine.generate(make_job(steps=1)))
@@ -416,7 +417,7 @@ async def test_jobs_of_a_dead_device_thread_fail_and_new_ones_are_refused(
     def broken(*_: object) -> list[int]:
         raise MemoryError
 
-    monkeypatch.setattr("serve_app.engine.device.choose_step_batch", broken)
+    monkeypatch.setattr("serve_app.engine.planner.choose_step_batch", broken)
     with pytest.raises(GenerationFailed):
         await engine.generate(make_job())
     await until(lambda: not engine.healthy())
@@ -448,7 +449,7 @@ async def test_a_job_that_the_model_cannot_do_is_refused(
 
 
 async def test_warming_up_draws_each_size_once(make_engine: MakeEngine, gate: Gate) -> None:
-    engine = make_engine()
+    engine = make_engine(budget_measure_s=0)
     await engine.warm_up([(64, 64), (96, 64)])
     assert gate.calls == 2
     assert is_empty(engine)
@@ -498,7 +499,8 @@ async def test_one_engine_serves_two_event_loops(make_engine: MakeEngine) -> Non
     here = engine.generate(make_job("here", steps=2))
     there = asyncio.to_thread(lambda: asyncio.run(engine.generate(make_job("there", steps=2))))
     first, second = await asyncio.gather(here, there)
-    assert first.images[0].image == second.images[0].image
+    difference = pixels(first.images[0].image).astype(int) - pixels(second.images[0].image)
+    assert abs(difference).max() <= 1  # one may have been alone for a step
 
 
 def test_a_loop_that_died_with_a_job_does_not_harm_the_engine(

@@ -1,52 +1,10 @@
 """A client that goes away: the work stops, nothing is charged, nothing stays held."""
 
 import asyncio
-import json
 from typing import Any
 
 import pytest
-from scripted import World
-from starlette.types import Message
-
-BODY = json.dumps({"prompt": "a red circle"}).encode()
-
-
-class Connection:
-    """A client that sends one generation and hangs up when told to."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.hung_up = asyncio.Event()
-        self.sent: list[Message] = []
-        self.incoming = [{"type": "http.request", "body": BODY, "more_body": False}]
-        self.scope: dict[str, Any] = {
-            "type": "http",
-            "method": "POST",
-            "path": "/v1/images/generations",
-            "raw_path": b"/v1/images/generations",
-            "query_string": b"",
-            "headers": [
-                (b"authorization", f"Bearer {world.key}".encode()),
-                (b"content-type", b"application/json"),
-            ],
-            "scheme": "http",
-            "server": ("test", 80),
-        }
-
-    async def receive(self) -> Message:
-        if self.incoming:
-            return self.incoming.pop()
-        await self.hung_up.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: Message) -> None:
-        self.sent.append(message)
-
-    def open(self) -> "asyncio.Task[None]":
-        return asyncio.create_task(self.run())
-
-    async def run(self) -> None:
-        await self.world.app(self.scope, self.receive, self.send)
+from scripted import Connection, World
 
 
 @pytest.mark.parametrize("how", ["the server says so", "the server cancels the handler"])
@@ -57,7 +15,7 @@ async def test_a_client_that_leaves_stops_its_job_and_pays_nothing(world: World,
     await world.generator.started.wait()
     assert (await world.balance()).held == 1024 * 1024
     if how == "the server says so":
-        connection.hung_up.set()
+        connection.hang_up()
     else:
         request.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -85,7 +43,7 @@ async def test_a_client_that_leaves_while_its_picture_is_stored_leaves_none_behi
     connection = Connection(world)
     request = connection.open()
     await storing.wait()
-    connection.hung_up.set()
+    connection.hang_up()
     with pytest.raises(asyncio.CancelledError):
         await request
     may_finish.set()
@@ -117,7 +75,7 @@ async def test_a_client_that_leaves_while_it_is_charged_is_charged_once_and_keep
     connection = Connection(world)
     request = connection.open()
     await capturing.wait()
-    connection.hung_up.set()
+    connection.hang_up()
     may_finish.set()
     with pytest.raises(asyncio.CancelledError):
         await request

@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from scripted import World
 
-from serve_app.errors import all_error_classes
+from serve_app.errors import GenerationFailed, all_error_classes
 from serve_app.ingress.openapi import openapi_document
 from serve_app.ingress.routes import Api
 from serve_app.schema import ImageRequest
@@ -102,3 +102,32 @@ async def test_the_replies_are_what_the_document_says(
     error = await world.client(None).get("/v1/account")
     schema = {"$ref": "#/components/schemas/ErrorBody", "components": document["components"]}
     Draft202012Validator(schema).validate(error.json())
+
+
+async def test_every_event_of_a_stream_is_what_the_document_says(
+    world: World, document: dict[str, Any]
+) -> None:
+    answers = document["paths"]["/v1/images/generations"]["post"]["responses"]
+    schema = answers["200"]["content"]["text/event-stream"]["schema"]
+    validator = Draft202012Validator({**schema, "components": document["components"]})
+    world.generator.play = world.generator.showing_before(
+        1, world.generator.failing(GenerationFailed("x"))
+    )
+    failed = await world.draw(stream=True, n=2)
+    world.generator.play = world.generator.show
+    whole = await world.draw(stream=True, n=2, partial_images=1)
+    data = [
+        json.loads(line.removeprefix("data: "))
+        for line in (failed.text + whole.text).split("\n")
+        if line.startswith("data: ")
+    ]
+    assert len(data) == 2 + 4
+    for event in data:
+        validator.validate(event)
+
+
+def test_openais_own_keys_are_required_in_events(document: dict[str, Any]) -> None:
+    common = {"type", "b64_json", "created_at", "size", "quality", "background", "output_format"}
+    schemas = document["components"]["schemas"]
+    assert common | {"partial_image_index"} <= set(schemas["PartialImageEvent"]["required"])
+    assert common | {"usage"} <= set(schemas["CompletedEvent"]["required"])

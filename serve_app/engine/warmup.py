@@ -1,0 +1,47 @@
+"""What a replica does before the first client: everything that is slow only once.
+
+Data flow: sizes -> throw-away samples -> each batch size that compiled code tells apart, and a
+decode. Runs on the device thread, between steps. What it takes is no step time: nothing is learnt
+from it, which is why it goes before `measure.py`.
+"""
+
+from collections.abc import Sequence
+
+from serve_app.engine import memory
+from serve_app.engine.board import Board
+from serve_app.engine.optimize import Compiled
+from serve_app.engine.sampler import Sample, Sampler
+from serve_app.engine.schedule import Shape
+from serve_app.engine.text import PromptVectors
+
+
+def step_fits(board: Board, sampler: Sampler, samples: Sequence[Sample]) -> bool:
+    """Take a step; False when memory did not suffice, which the scheduler gets to know."""
+    try:
+        sampler.step(samples)
+    except Exception as error:
+        if not memory.is_out_of_memory(error):
+            raise
+    else:
+        return True
+    memory.release()
+    with board.changed:
+        board.planner.budget.forbid((samples[0].height, samples[0].width), len(samples))
+    return False
+
+
+def compile_ahead(
+    compiled: Compiled,
+    board: Board,
+    sampler: Sampler,
+    vectors: PromptVectors,
+    shapes: Sequence[Shape],
+) -> None:
+    """Make the compiled code that serving these (height, width)s needs."""
+    for height, width in shapes:
+        samples_max = board.planner.budget.most((height, width))
+        for samples in compiled.batches(samples_max):
+            batch = [sampler.start(vectors, width, height, 1, 0.0, seed) for seed in range(samples)]
+            if not step_fits(board, sampler, batch):
+                break
+        sampler.decode(sampler.start(vectors, width, height, 1, 0.0, 0))

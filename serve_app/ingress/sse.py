@@ -1,0 +1,182 @@
+"""Streams: a job's events as server-sent events, in OpenAI's shapes.
+
+Data flow: `ImageService.stream` -> `EventStream` -> `event:` and `data:` lines, or a comment every
+few seconds. Up to the moment a replica has taken the job, a failure is an ordinary error reply.
+"""
+
+import asyncio
+import base64
+import logging
+import time
+from collections.abc import AsyncGenerator
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import Receive, Scope, Send
+
+from serve_app.errors import AppError
+from serve_app.ingress.disconnect import disconnected
+from serve_app.ingress.errors import error_body
+from serve_app.schema import CompletedEvent, PartialImageEvent, Usage
+from serve_app.streaming import CompletedImage, Opened, PreviewImage, StreamEvent
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE = "text/event-stream"
+HEARTBEAT = b": keep-alive\n\n"
+"""A comment, which clients skip: it tells everything on the way that the stream lives."""
+HEARTBEAT_S = 10.0
+"""Well under the idle timeouts of proxies, which begin at 30 s."""
+SEND_GRACE_S = 5.0
+"""What a write may take in any case; before the job's deadline it may take until then."""
+
+
+class ClientGone(Exception):
+    """Nobody reads the stream any more."""
+
+
+class EventStream:
+    """The reply of one request, as an ASGI application.
+
+    An event is asked for only when the one before has been sent whole: asking is how the service
+    learns that it was delivered, see `streaming.deliver`.
+    """
+
+    def __init__(self, events: AsyncGenerator[StreamEvent, None]) -> None:
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reader = _Reader(self._events, receive)
+        try:
+            opened = await reader.next()
+            assert isinstance(opened, Opened)
+            first = await reader.next(HEARTBEAT_S)  # None: the models are busy, or starting
+        except ClientGone:
+            raise asyncio.CancelledError from None  # as when Serve cancels the handler
+        else:
+            await _Writer(opened, send).run(reader, first)
+        finally:
+            # Twice cancelled, it goes on by itself: the hold must be settled.
+            await asyncio.shield(asyncio.create_task(reader.close()))
+
+
+class _Writer:
+    """Sends the headers and the events of a stream that was opened."""
+
+    def __init__(self, opened: Opened, send: Send) -> None:
+        self._plan = opened.plan
+        self._deadline = opened.deadline
+        self._available_units = opened.available_units
+        self._send = send
+
+    async def run(self, reader: "_Reader", event: StreamEvent | None) -> None:
+        try:
+            await self._start()
+            await self._write(HEARTBEAT)  # proxies may keep headers back until something follows
+            if event is None:
+                event = await self._next(reader)
+            while not reader.ended:
+                if frame := self._frame(event):
+                    await self._write(frame)
+                event = await self._next(reader)
+            await self._write(b"", more=False)
+        except ClientGone:
+            logger.info("the client left the stream")
+        except TimeoutError:
+            logger.info("the client reads too slowly: the stream is cut off")
+
+    async def _next(self, reader: "_Reader") -> StreamEvent | None:
+        """The next event to send; a failure of the job is sent here, and ends the stream."""
+        try:
+            return await reader.next(HEARTBEAT_S)
+        except AppError as exc:
+            logger.info("the stream ends with %s: %s", type(exc).__name__, exc.message)
+            error = exc
+        except ClientGone:
+            raise
+        except Exception:
+            logger.exception("the stream failed")
+            error = AppError()
+        reader.ended = True
+        await self._write(b"data: %b\n\n" % error_body(error).model_dump_json().encode())
+        return None
+
+    async def _start(self) -> None:
+        headers = MutableHeaders(
+            {
+                "content-type": f"{MEDIA_TYPE}; charset=utf-8",
+                "cache-control": "no-cache",
+                "x-accel-buffering": "no",  # nginx would keep events back to fill its buffer
+                "x-model": self._plan.model.config.id,
+                "x-compute-units": str(self._plan.units),
+                "x-compute-units-available": str(self._available_units),
+            }
+        )
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers.raw})
+
+    async def _write(self, body: bytes, *, more: bool = True) -> None:
+        now = asyncio.get_running_loop().time()
+        async with asyncio.timeout_at(max(self._deadline, now + SEND_GRACE_S)):
+            await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+    def _frame(self, event: StreamEvent | None) -> bytes:
+        if isinstance(event, PreviewImage | CompletedImage):
+            wire = self._wire(event)
+            return f"event: {wire.type}\ndata: {wire.model_dump_json()}\n\n".encode()
+        return HEARTBEAT if event is None else b""
+
+    def _wire(self, event: PreviewImage | CompletedImage) -> PartialImageEvent | CompletedEvent:
+        plan = self._plan
+        common = {
+            "b64_json": base64.b64encode(event.data).decode("ascii"),
+            "created_at": int(time.time()),
+            "size": plan.size,
+            "quality": plan.quality,
+            "output_format": plan.output_format,
+            "image_index": event.index,
+        }
+        if isinstance(event, PreviewImage):
+            return PartialImageEvent(**common, partial_image_index=event.number)
+        usage = Usage.of(event.units)
+        return CompletedEvent(**common, usage=usage, seed=event.seed, url=event.url)
+
+
+class _Reader:
+    """The next event of a stream, waited for in slices: a wait that ends early loses nothing."""
+
+    def __init__(self, events: AsyncGenerator[StreamEvent, None], receive: Receive) -> None:
+        self._events = events
+        self._gone = asyncio.create_task(disconnected(receive))
+        self._pending: asyncio.Task[StreamEvent | None] | None = None
+        self.ended = False
+
+    async def next(self, timeout_s: float | None = None) -> StreamEvent | None:
+        """The next event; None when there is none yet, or none any more (`ended`).
+
+        Raises:
+            ClientGone: whatever there was to send, there is nobody to send it to.
+        """
+        if self._pending is None:
+            self._pending = asyncio.create_task(self._take())
+        waiting = {self._pending, self._gone}
+        await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if self._gone.done():
+            raise ClientGone
+        if not self._pending.done():
+            return None
+        done, self._pending = self._pending, None
+        return done.result()
+
+    async def _take(self) -> StreamEvent | None:
+        event = await anext(self._events, None)
+        self.ended = event is None
+        return event
+
+    async def close(self) -> None:
+        """Stop the job and wait until its hold is settled."""
+        self._gone.cancel()
+        if self._pending is not None:
+            self._pending.cancel()
+            await asyncio.wait({self._pending})
+            if not self._pending.cancelled():
+                self._pending.exception()  # seen: there is nobody left to tell
+        await self._events.aclose()

@@ -1,0 +1,138 @@
+"""Settler: keeps images and ends holds, in tasks that outlive the request they belong to.
+
+Data flow: `service` and `streaming` -> `keep` stores an image -> `capture`, `undo` or `settle` ends
+the hold, again and again until its outcome is known. A hold ends once, so trying again is safe.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from serve_app.engine.job import OutputFormat
+from serve_app.errors import AppError, DeadlineExceeded, Unavailable
+from serve_app.metering.types import Hold, HoldState, Ledger, Resolution
+from serve_app.storage.store import ImageStore
+
+logger = logging.getLogger(__name__)
+
+RESOLVE_BACKOFF_S = (0.1, 0.4, 1.6)
+"""Waits between the tries to resolve a hold; after them its expiry does it."""
+LATE_RETRY_S = 15.0
+"""Waits between rounds of tries to charge for images that were delivered already."""
+SETTLE_WAIT_S = 5.0
+"""How long the end of a stream waits for its charge, which goes on alone after that."""
+
+T = TypeVar("T")
+Put = asyncio.Task[str]
+"""An image on its way into the store; its result is the image's id."""
+
+
+class Settler:
+    """One for a gateway; holds no state but the tasks under way."""
+
+    def __init__(self, ledger: Ledger, store: ImageStore | None) -> None:
+        self._ledger = ledger
+        self._store = store
+        self._unfinished: set[asyncio.Task[Any]] = set()
+
+    async def keep(self, data: bytes, output_format: OutputFormat, puts: list[Put]) -> str:
+        """Store an image and sign its URL; empty without a store. The put is added to `puts`."""
+        if self._store is None:
+            return ""
+        # Not cut short by a cancellation: a picture half stored could not be deleted.
+        put = self.in_background(self._store.put(data, output_format))
+        puts.append(put)
+        return await self._store.url(await asyncio.shield(put))
+
+    async def capture(self, hold: Hold, units: int) -> Resolution:
+        """Charge, or raise: what cannot be charged must not be handed out."""
+        resolution = await self._resolve(lambda: self._ledger.capture(hold.id, units), hold)
+        if resolution.state is not HoldState.CAPTURED:
+            # The hold expired under us (a stall longer than its life): the units may be spent.
+            raise DeadlineExceeded("The image was not ready in time.")
+        return resolution
+
+    async def undo(
+        self, hold: Hold, puts: list[Put], capture: asyncio.Task[Resolution] | None
+    ) -> Resolution | None:
+        """Release the hold and drop the stored pictures; the capture if that went through."""
+        if capture is not None:
+            await asyncio.wait([capture])
+        try:
+            resolution = await self._resolve(lambda: self._ledger.release(hold.id), hold)
+        except AppError:
+            logger.exception("hold %s is left to its expiry", hold.id)
+        else:
+            if resolution.state is HoldState.CAPTURED:
+                return resolution
+        self.in_background(self._drop(puts))  # the reply need not wait for the store
+        return None
+
+    async def settle(self, hold: Hold, units: int, undelivered: list[Put]) -> None:
+        """Charge `units` for images that the client has; 0 releases. Drops the other images.
+
+        Goes on in the background when it takes long, also when the caller is cancelled.
+        """
+        self.in_background(self._drop(undelivered))
+        work = self._charge_delivered(hold, units) if units else self._release(hold)
+        await asyncio.wait({self.in_background(work)}, timeout=SETTLE_WAIT_S)
+
+    async def _release(self, hold: Hold) -> None:
+        try:
+            await self._resolve(lambda: self._ledger.release(hold.id), hold)
+        except AppError:
+            logger.exception("hold %s is left to its expiry", hold.id)
+
+    async def _charge_delivered(self, hold: Hold, units: int) -> None:
+        """The images are out already: try for as long as the hold lives."""
+        while datetime.now(UTC) < hold.expires_at:
+            try:
+                resolution = await self._resolve(lambda: self._ledger.capture(hold.id, units), hold)
+            except Unavailable:
+                logger.warning("hold %s: %d units delivered, not charged yet", hold.id, units)
+                await asyncio.sleep(LATE_RETRY_S)
+                continue
+            if resolution.state is HoldState.CAPTURED:
+                return
+            break
+        logger.error("hold %s expired: %d units were delivered free", hold.id, units)
+
+    async def _drop(self, puts: list[Put]) -> None:
+        for put in puts:
+            try:
+                image_id = await put
+                if self._store is not None:
+                    await self._store.delete(image_id)
+            except AppError:
+                logger.warning("an undelivered image was not deleted")
+
+    async def _resolve(
+        self, attempt: Callable[[], Awaitable[Resolution]], hold: Hold
+    ) -> Resolution:
+        """Try a resolution until its outcome is known: resolving is idempotent, doubt is not."""
+        for wait_s in RESOLVE_BACKOFF_S:
+            try:
+                return await attempt()
+            except Unavailable:
+                logger.warning("the ledger did not resolve hold %s; trying again", hold.id)
+                await asyncio.sleep(wait_s)
+        return await attempt()
+
+    def in_background(self, work: Coroutine[None, None, T]) -> asyncio.Task[T]:
+        """Run work that must end even when the request is cancelled."""
+        task = asyncio.create_task(work)
+        self._unfinished.add(task)  # the loop itself keeps only weak references to tasks
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._unfinished.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: whoever awaited it has it, and a client that left does not
+
+    async def drain(self) -> None:
+        """Wait for the resolutions under way; called before the process ends."""
+        while self._unfinished:  # and for what these start
+            await asyncio.wait(self._unfinished)

@@ -1,0 +1,133 @@
+"""One streamed job from hold to charge, as events. No HTTP, no Ray.
+
+Data flow: engine events (`Queued`, `Preview`, `Finished`) -> `deliver` stores each image as it is
+done -> `Opened`, `Admitted`, `PreviewImage`, `CompletedImage` for the client -> `Settler.settle`.
+
+An image counts as delivered when whoever reads the events has sent it and asks for the next one.
+However the stream ends, what was delivered is charged and nothing else: images are stored before
+they are sent, and the hold, made before anything is drawn, is captured after the last was sent.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from serve_app.engine.job import Event, Finished, Preview, Queued
+from serve_app.errors import DeadlineExceeded, GenerationFailed
+from serve_app.metering.types import Hold
+from serve_app.plan import Plan
+from serve_app.settle import Put, Settler
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The units are held."""
+
+    plan: Plan
+    available_units: int
+    """What the account has left should every image be delivered."""
+    deadline: float
+    """By the clock of the event loop: when all must have been sent."""
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A replica has taken the job."""
+
+
+@dataclass(frozen=True)
+class PreviewImage:
+    """What image `index` will probably look like; `number` counts its previews from 0."""
+
+    index: int
+    number: int
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class CompletedImage:
+    """Image `index`, stored; `url` is empty only without a store."""
+
+    index: int
+    seed: int
+    url: str
+    units: int
+    """Its share of the charge; the shares add up to what is charged."""
+    data: bytes = field(repr=False)
+
+
+StreamEvent = Opened | Admitted | PreviewImage | CompletedImage
+
+
+async def deliver(
+    plan: Plan, hold: Hold, source: AsyncGenerator[Event, None], settler: Settler, deadline: float
+) -> AsyncGenerator[StreamEvent, None]:
+    """Events of a job that `source` draws; ends the hold whichever way it is left.
+
+    Close it, or cancel the task that waits in it, to drop what is not drawn yet.
+
+    Raises:
+        DeadlineExceeded: not all was drawn and sent in time.
+        AppError: the job failed; images that were delivered before are charged.
+    """
+    delivery = _Delivery(plan, settler)
+    try:
+        yield Opened(plan, hold.available_units, deadline)
+        async with aclosing(source):
+            while len(delivery.delivered) < plan.n:
+                async with asyncio.timeout_at(deadline):
+                    event = await delivery.receive(await anext(source, None))
+                if event is not None:
+                    yield event
+                if isinstance(event, CompletedImage):
+                    delivery.delivered.add(event.index)
+    except TimeoutError as exc:
+        raise DeadlineExceeded("The image was not ready in time.") from exc
+    finally:
+        await settler.settle(hold, delivery.units, delivery.undelivered)
+
+
+class _Delivery:
+    """What a stream has drawn, stored and delivered."""
+
+    def __init__(self, plan: Plan, settler: Settler) -> None:
+        self._plan = plan
+        self._settler = settler
+        self._puts: dict[int, list[Put]] = {}
+        self.delivered: set[int] = set()
+
+    @property
+    def units(self) -> int:
+        """Compute units of the delivered images."""
+        return self._units_for(len(self.delivered))
+
+    @property
+    def undelivered(self) -> list[Put]:
+        """Stored images that nobody was told of."""
+        lost = (puts for index, puts in self._puts.items() if index not in self.delivered)
+        return [put for puts in lost for put in puts]
+
+    async def receive(self, event: Event | None) -> StreamEvent | None:
+        """Turn an event of the engine into one for the client; None when there is none."""
+        if isinstance(event, Finished):
+            return await self._complete(event)
+        if isinstance(event, Preview):
+            return PreviewImage(event.index, event.number, event.image)
+        if isinstance(event, Queued):
+            return Admitted()
+        if event is None:
+            raise GenerationFailed("The model returned the wrong number of images.")
+        return None
+
+    async def _complete(self, image: Finished) -> CompletedImage:
+        if image.index in self._puts or not 0 <= image.index < self._plan.n:
+            raise GenerationFailed("The model returned an image that nobody asked for.")
+        puts = self._puts.setdefault(image.index, [])
+        url = await self._settler.keep(image.image, self._plan.output_format, puts)
+        done = len(self.delivered)
+        units = self._units_for(done + 1) - self._units_for(done)
+        return CompletedImage(image.index, image.seed, url, units, image.image)
+
+    def _units_for(self, images: int) -> int:
+        return self._plan.units_for(images) if images else 0

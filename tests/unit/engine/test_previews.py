@@ -1,0 +1,215 @@
+"""Previews: where they lie, what they show, and that they change nothing else."""
+
+import asyncio
+import threading
+from contextlib import aclosing
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxPipeline
+from engine_kit import PATIENCE_S, Gate, MakeEngine, make_job, pixels, until
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve_app.config import EngineConfig
+from serve_app.engine import codec
+from serve_app.engine.engine import Engine
+from serve_app.engine.job import Event, Finished, GenerationJob, Preview, preview_steps
+from serve_app.engine.sampler import Sampler
+
+
+def test_previews_are_evenly_spaced() -> None:
+    assert preview_steps(4, 0) == ()
+    assert preview_steps(4, 1) == (2,)
+    assert preview_steps(4, 2) == (1, 3)
+    assert preview_steps(4, 3) == (1, 2, 3)
+    assert preview_steps(28, 3) == (7, 14, 21)
+
+
+def test_few_steps_give_fewer_previews() -> None:
+    assert preview_steps(1, 3) == ()
+    assert preview_steps(2, 3) == (1,)
+    assert preview_steps(3, 3) == (1, 2)
+
+
+@given(st.integers(1, 200), st.integers(0, 3))
+def test_every_preview_has_a_step_of_its_own_before_the_last(steps: int, previews: int) -> None:
+    found = preview_steps(steps, previews)
+    assert len(found) == min(previews, steps - 1)
+    assert len(set(found)) == len(found)
+    assert all(1 <= step < steps for step in found)
+    gaps = np.diff([0, *found, steps])
+    assert gaps.max() - gaps.min() <= 1
+
+
+async def events_of(engine: Engine, job: GenerationJob) -> list[Event]:
+    async with aclosing(engine.submit(job)) as events:
+        return [event async for event in events]
+
+
+def order(events: list[Event], index: int) -> list[int | str]:
+    """The previews' numbers and the image of one sample, as they came."""
+    return [
+        event.number if isinstance(event, Preview) else "image"
+        for event in events
+        if isinstance(event, Preview | Finished) and event.index == index
+    ]
+
+
+async def test_previews_come_in_order_before_their_image(make_engine: MakeEngine) -> None:
+    job = make_job(steps=4, previews=3, seeds=(1, 2), width=96, output_format="webp")
+    events = await events_of(make_engine(), job)
+    assert order(events, 0) == order(events, 1) == [0, 1, 2, "image"]
+    for event in events:
+        if isinstance(event, Preview):
+            assert event.image[8:12] == b"WEBP"
+            assert pixels(event.image).shape == (64, 96, 3)
+
+
+@pytest.mark.parametrize("config", [{}, {"step_batch_max_samples": 1}])
+async def test_previews_leave_the_image_bitwise_as_it_is(
+    make_engine: MakeEngine, config: dict[str, Any]
+) -> None:
+    engine = make_engine(**config)
+    job = make_job(steps=5, seeds=(7, 8))
+    plain = await engine.generate(job)
+    watched = await engine.generate(make_job(steps=5, seeds=(7, 8), previews=3))
+    assert [one.image for one in watched.images] == [one.image for one in plain.images]
+
+
+async def test_nobody_pays_for_previews_that_nobody_wants(
+    make_engine: MakeEngine, pipeline: FluxPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decodes = 0
+    decode = pipeline.vae.decode
+
+    def counting(*args: Any, **options: Any) -> Any:
+        nonlocal decodes
+        decodes += 1
+        return decode(*args, **options)
+
+    monkeypatch.setattr(pipeline.vae, "decode", counting)
+    engine = make_engine()
+    await asyncio.gather(
+        engine.generate(make_job("plain", steps=4)),
+        engine.generate(make_job("watched", steps=4, previews=2)),
+    )
+    assert decodes == 1 + 3
+
+
+async def test_a_preview_is_where_its_step_points(
+    make_engine: MakeEngine, pipeline: FluxPipeline
+) -> None:
+    """An Euler step goes from sigma to the next sigma; the preview goes on to zero."""
+    engine = make_engine()
+    job = make_job(steps=3)
+    (handle,) = await engine.encode_prompts([job.prompt])
+    await engine.generate(job, handle)
+    assert handle.vectors is not None
+    sampler = Sampler(pipeline, "cpu")
+    sample = sampler.start(handle.vectors, 64, 64, job.steps, job.guidance, job.seeds[0])
+    sample.preview_steps = (2,)
+    sampler.step([sample])
+    assert sample.preview is None
+    before = sample.latents
+    sampler.step([sample])
+    now, then = sample.scheduler.sigmas[1], sample.scheduler.sigmas[2]
+    velocity = (sample.latents - before) / (then - now)
+    assert sample.preview is not None
+    torch.testing.assert_close(sample.preview, before - now * velocity, rtol=1e-4, atol=1e-4)
+    sampler.decode_preview(sample)
+    assert sample.preview is None
+    sampler.step([sample])
+    assert sample.done
+
+
+async def test_a_preview_that_cannot_be_decoded_costs_nobody_the_image(
+    make_engine: MakeEngine, pipeline: FluxPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, failures = pipeline.vae.decode, [RuntimeError("out of memory")]
+
+    def failing_once(*args: Any, **options: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return decode(*args, **options)
+
+    monkeypatch.setattr(pipeline.vae, "decode", failing_once)
+    events = await events_of(make_engine(), make_job(steps=4, previews=3))
+    assert order(events, 0) == [0, 1, "image"]
+
+
+async def test_a_preview_that_cannot_be_encoded_costs_nobody_the_image(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, failures = codec.encode, [RuntimeError("no such format")]
+
+    def failing_once(*args: Any) -> bytes:
+        if failures:
+            raise failures.pop()
+        return encode(*args)
+
+    monkeypatch.setattr(codec, "encode", failing_once)
+    events = await events_of(make_engine(), make_job(steps=2, previews=1))
+    assert order(events, 0) == ["image"]
+
+
+async def test_a_slow_preview_is_not_overtaken(
+    make_engine: MakeEngine, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads encode; the second has the image ready while the first has the preview yet."""
+    encode, may_finish, calls = codec.encode, threading.Event(), 0
+
+    def slow_first(*args: Any) -> bytes:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            assert may_finish.wait(PATIENCE_S)
+        return encode(*args)
+
+    monkeypatch.setattr(codec, "encode", slow_first)
+    engine = make_engine(encode_threads=2)
+    job = asyncio.create_task(events_of(engine, make_job(steps=2, previews=1)))
+    await until(lambda: calls == 2)
+    may_finish.set()
+    assert order(await job, 0) == [0, "image"]
+
+
+async def test_a_consumer_that_leaves_at_a_preview_stops_the_device(
+    make_engine: MakeEngine, gate: Gate
+) -> None:
+    engine = make_engine()
+    job = make_job(steps=40, previews=3)
+    async with aclosing(engine.submit(job)) as events:
+        async for event in events:
+            if isinstance(event, Preview):
+                break
+            gate.close()  # from now on each step waits until it is let through
+            gate.let_one_through()
+    await until(lambda: engine.stats().samples_running == 0)
+    assert gate.calls <= 12  # the preview lies at step 10, and one more may be under way
+
+
+def psnr(one: np.ndarray, other: np.ndarray) -> float:
+    error = np.mean((one.astype(float) - other.astype(float)) ** 2)
+    return float(10 * np.log10(255**2 / max(error, 1e-9)))
+
+
+async def test_flux_minis_previews_come_closer_to_the_image() -> None:
+    engine = await asyncio.to_thread(
+        Engine.load, "embedded:flux-mini", EngineConfig(torch_threads=1)
+    )
+    async with engine:
+        job = make_job(
+            prompt="a red circle on a blue background",
+            width=256, height=256, steps=8, guidance=0.0, previews=3,
+        )  # fmt: skip
+        events = await events_of(engine, job)
+    pictures = [pixels(e.image) for e in events if isinstance(e, Preview | Finished)]
+    *previews, image = pictures
+    closeness = [psnr(preview, image) for preview in previews]
+    assert len(closeness) == 3
+    assert closeness == sorted(closeness)
+    assert closeness[0] > 10
+    assert closeness[-1] > closeness[0] + 3

@@ -1,0 +1,122 @@
+"""Who is let in: what cannot be finished in time is refused at once, with an honest Retry-After."""
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from engine_kit import Gate, MakeEngine, make_job, until
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from schedule_kit import make_planner, taught
+
+from serve_app.engine.board import RETRY_AFTER_MAX_S, Board
+from serve_app.errors import DeadlineExceeded, Overloaded
+
+SHAPE = (512, 512)  # 1.5 s a step, 0.25 s the decode
+
+
+def board(**config: Any) -> Board:
+    return Board(1000, taught(make_planner(**config), [SHAPE]))
+
+
+def job(**changes: Any) -> Any:
+    return make_job(**{"width": 512, "height": 512, "steps": 4, **changes})
+
+
+def test_a_job_that_cannot_be_done_in_time_is_refused_with_an_estimate() -> None:
+    full = board(step_batch_max_samples=1)
+    for number in range(10):
+        full.admit(job(job_id=f"{number}"), lambda _: None, None)
+    expected = full.estimate(job())
+    assert expected is not None
+    assert expected.ahead_s == pytest.approx(10 * 6.25)
+    assert expected.finish_s == pytest.approx(11 * 6.25)
+    with pytest.raises(Overloaded) as refusal:
+        full.admit(job(timeout_s=60.0), lambda _: None, None)
+    assert refusal.value.retry_after_s == 62
+    full.admit(job(timeout_s=70.0), lambda _: None, None)
+    assert full.stats().backlog_s == pytest.approx(11 * 6.25)
+
+
+def test_a_shorter_job_that_will_overtake_is_let_in() -> None:
+    full = board(step_batch_max_samples=1)
+    for number in range(10):
+        full.admit(job(job_id=f"{number}", steps=28), lambda _: None, None)
+    full.admit(job(timeout_s=20.0), lambda _: None, None)
+    assert full.estimate(job(steps=50)).finish_s > 400  # type: ignore[union-attr]
+
+
+def test_one_accounts_queue_does_not_shut_others_out() -> None:
+    full = board(step_batch_max_samples=1, share_burst_s=1.0)
+    for number in range(50):
+        full.admit(job(job_id=f"{number}", account="flood"), lambda _: None, None)
+    guest = full.estimate(job(account="guest"))
+    assert guest is not None
+    assert guest.ahead_s == pytest.approx(6.25 + 1)
+    full.admit(job(account="guest", timeout_s=20.0), lambda _: None, None)
+    with pytest.raises(Overloaded):
+        full.admit(job(account="flood", timeout_s=20.0), lambda _: None, None)
+
+
+def test_retry_after_is_capped() -> None:
+    full = board(step_batch_max_samples=1)
+    for number in range(50):
+        full.admit(job(job_id=f"{number}"), lambda _: None, None)
+    with pytest.raises(Overloaded) as refusal:
+        full.admit(job(timeout_s=60.0), lambda _: None, None)
+    assert refusal.value.retry_after_s == RETRY_AFTER_MAX_S
+
+
+def test_a_job_too_long_even_alone_is_not_asked_to_come_back() -> None:
+    with pytest.raises(DeadlineExceeded):
+        board().admit(job(steps=50, timeout_s=10.0), lambda _: None, None)
+
+
+def test_nobody_is_refused_before_anything_was_measured() -> None:
+    new = Board(1000, make_planner())
+    for number in range(100):
+        new.admit(job(job_id=f"{number}", timeout_s=1.0), lambda _: None, None)
+    assert new.estimate(job()) is None
+    assert new.stats().backlog_s == 0
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 28), st.integers(1, 4), st.floats(1, 300), st.sampled_from("ab")),
+        max_size=40,
+    )
+)
+@settings(deadline=None)
+def test_whoever_is_let_in_was_expected_in_time(
+    jobs: list[tuple[int, int, float, str]],
+) -> None:
+    full = board()
+    for steps, count, timeout_s, account in jobs:
+        one = job(steps=steps, seeds=tuple(range(count)), timeout_s=timeout_s, account=account)
+        expected = full.estimate(one)
+        assert expected is not None
+        try:
+            full.admit(one, lambda _: None, None)
+        except (Overloaded, DeadlineExceeded):
+            assert expected.finish_s > timeout_s * 0.99
+        else:
+            assert expected.finish_s <= timeout_s * 1.01
+
+
+async def test_the_engine_refuses_and_estimates(make_engine: MakeEngine, gate: Gate) -> None:
+    engine = make_engine(step_batch_max_samples=1)
+    assert engine.estimate(make_job()) is None
+    await engine.generate(make_job())
+    gate.close()
+    crowd = [asyncio.create_task(engine.generate(make_job(f"{n}", steps=50))) for n in range(3)]
+    await until(lambda: engine.stats().samples_queued == 2)
+    one_s = engine.estimate(make_job(steps=50))
+    assert one_s is not None
+    assert 0 < one_s < 60
+    started_at = time.monotonic()
+    with pytest.raises((Overloaded, DeadlineExceeded)):
+        await engine.generate(make_job("late", steps=50, timeout_s=0.001))
+    assert time.monotonic() - started_at < 1
+    gate.open()
+    await asyncio.gather(*crowd)
