@@ -189,6 +189,9 @@ class QuoteResponse(BaseModel):
     n: int
     units: int = Field(description="Compute units.")
     affordable: bool = Field(description="Whether the account could hold them now.")
+    estimated_s: float | None = Field(
+        None, description="Seconds until it would be done, if sent now; absent when unknown."
+    )
 
 
 class AccountResponse(BaseModel):

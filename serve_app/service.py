@@ -39,6 +39,10 @@ class Generator(Protocol):
         """`Queued`, then `Preview`s and one `Finished` per seed, as they come."""
         ...
 
+    async def estimate(self, job: GenerationJob) -> float | None:
+        """Seconds until the job would be done, were it sent now; None when nobody knows."""
+        ...
+
 
 @dataclass(frozen=True)
 class Image:
@@ -64,6 +68,7 @@ class Delivery:
 class Quote:
     plan: Plan
     affordable: bool
+    estimated_s: float | None
 
 
 def random_seed() -> int:
@@ -102,10 +107,12 @@ class ImageService:
         return replace(plan, response_format="b64_json")
 
     async def quote(self, principal: Principal, request: ImageRequest) -> Quote:
-        """What a request would cost, and whether the account could hold it now."""
+        """What a request would cost and take, and whether the account could hold it now."""
         plan = self.plan(request)
         balance = await self.ledger.balance(principal.account_id)
-        return Quote(plan, plan.units <= balance.available)
+        job = plan.job("quote", principal.account_id, self.config.limits.request_timeout_s)
+        estimated_s = await self._generators[plan.model.config.id].estimate(job)
+        return Quote(plan, plan.units <= balance.available, estimated_s)
 
     async def generate(
         self, principal: Principal, request: ImageRequest, request_id: str

@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 2
 """The first try and one retry on another replica."""
+ESTIMATE_TIMEOUT_S = 1.0
+"""How long a quote waits for a replica's estimate: a busy fleet answers in milliseconds."""
+_SERVE_FAILURES = (BackPressureError, DeploymentUnavailableError, RequestCancelledError)
 
 
 class HandleGenerator:
@@ -55,6 +58,17 @@ class HandleGenerator:
         except Exception as exc:
             raise _translate(exc, job) from exc
         return result
+
+    async def estimate(self, job: GenerationJob) -> float | None:
+        """What some replica expects; None when none answers soon, as a quote must not wait."""
+        response = self._handle.estimate.remote(job)
+        try:
+            async with asyncio.timeout(ESTIMATE_TIMEOUT_S):
+                expected_s: float | None = await response
+        except (TimeoutError, RayError, *_SERVE_FAILURES):
+            response.cancel()
+            return None
+        return expected_s
 
     async def stream(self, job: GenerationJob) -> AsyncGenerator[Event, None]:
         """Events of the job; raises only `AppError`. Closing it stops the replica.

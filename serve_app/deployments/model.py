@@ -74,6 +74,10 @@ class FluxModel:
     async def _encode(self, prompts: list[str]) -> "list[PromptEmbedding]":
         return await self.engine.encode_prompts(prompts)
 
+    async def estimate(self, job: GenerationJob) -> float | None:
+        """Seconds until the job would be done here; None before the first measured step."""
+        return self.engine.estimate(job)
+
     async def stats(self) -> EngineStats:
         return self.engine.stats()
 

@@ -91,6 +91,7 @@ class Api:
             n=plan.n,
             units=plan.units,
             affordable=quote.affordable,
+            estimated_s=None if quote.estimated_s is None else round(quote.estimated_s, 2),
         )
         return _json(answer)
 

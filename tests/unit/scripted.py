@@ -63,11 +63,15 @@ class ScriptedGenerator:
 
     def __init__(self) -> None:
         self.jobs: list[GenerationJob] = []
+        self.estimated_s: float | None = 2.5
         self.act: Act = self.draw
         self.play: Play = self.show
         self.started = asyncio.Event()
         self.hanging = asyncio.Event()
         self.cancelled = asyncio.Event()
+
+    async def estimate(self, job: GenerationJob) -> float | None:
+        return self.estimated_s
 
     async def generate(self, job: GenerationJob) -> GenerationResult:
         self.jobs.append(job)

@@ -29,24 +29,25 @@ from serve_app.errors import (
 JOB = GenerationJob("job-1", "a red circle", 256, 256, 4, 0.0, (7,), timeout_s=30.0)
 DRAWN = pictures(JOB, 1)
 
+Outcome = GenerationResult | float | BaseException | asyncio.Event
+
 
 class Response:
     """What `handle.method.remote()` returns: something to await and to cancel."""
 
-    def __init__(self, outcome: "GenerationResult | BaseException | asyncio.Event") -> None:
+    def __init__(self, outcome: "Outcome") -> None:
         self.outcome = outcome
         self.cancelled = False
 
-    def __await__(self) -> Generator[Any, None, GenerationResult]:
+    def __await__(self) -> Generator[Any, None, "GenerationResult | float"]:
         return self._wait().__await__()
 
-    async def _wait(self) -> GenerationResult:
+    async def _wait(self) -> "GenerationResult | float":
         if isinstance(self.outcome, asyncio.Event):
             self.outcome.set()
             await asyncio.Event().wait()
         if isinstance(self.outcome, BaseException):
             raise self.outcome
-        assert isinstance(self.outcome, GenerationResult)
         return self.outcome
 
     def cancel(self) -> None:
@@ -56,13 +57,17 @@ class Response:
 class Handle:
     """A deployment handle that answers its calls one outcome after the other."""
 
-    def __init__(self, *outcomes: "GenerationResult | BaseException | asyncio.Event") -> None:
+    def __init__(self, *outcomes: "Outcome") -> None:
         self.outcomes = list(outcomes)
         self.jobs: list[GenerationJob] = []
         self.responses: list[Response] = []
 
     @property
     def generate(self) -> "Handle":
+        return self
+
+    @property
+    def estimate(self) -> "Handle":
         return self
 
     def remote(self, job: GenerationJob) -> Response:
@@ -330,3 +335,26 @@ async def test_a_job_that_ended_is_not_cancelled() -> None:
     handle = Handle(DRAWN)
     await generator(handle).generate(JOB)
     assert not handle.responses[0].cancelled
+
+
+async def test_an_estimate_is_what_a_replica_expects() -> None:
+    assert await generator(Handle(1.5)).estimate(JOB) == 1.5
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        RayActorError(),
+        task_error(ValueError("x")),
+        BackPressureError(num_queued_requests=1, max_queued_requests=1),
+        asyncio.Event(),
+    ],
+    ids=["dead", "failing", "full", "silent"],
+)
+async def test_an_estimate_that_no_replica_gives_soon_is_unknown(
+    failure: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.deployments.generator.ESTIMATE_TIMEOUT_S", 0.05)
+    handle = Handle(failure)
+    assert await generator(handle).estimate(JOB) is None
+    assert handle.responses[0].cancelled

@@ -120,10 +120,18 @@ async def test_a_quote_tells_the_price_and_charges_nothing(world: World) -> None
         "n": 2,
         "units": 2 * 256 * 256 * 2 // 4,
         "affordable": True,
+        "estimated_s": 2.5,
     }
     balance = await world.balance()
     assert (balance.captured, balance.held) == (0, 0)
     assert world.generator.jobs == []
+
+
+async def test_a_quote_leaves_the_estimate_out_when_no_replica_can_tell(world: World) -> None:
+    world.generator.estimated_s = None
+    reply = await world.http.post("/v1/images/quote", json={"prompt": "x"})
+    assert reply.status_code == 200
+    assert "estimated_s" not in reply.json()
 
 
 async def test_a_quote_equals_the_charge(world: World) -> None:
