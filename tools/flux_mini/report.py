@@ -153,6 +153,16 @@ def round_trip(vae: Any, n: int = 40) -> dict[str, float]:
     return {"drawn": psnr[0], "coded": psnr[1], "right": round(float(np.mean(right)), 3)}
 
 
+def kept(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Only the rows that led to the last one: a run that was set back repeats its time."""
+    line: list[dict[str, Any]] = []
+    for row in rows:
+        while line and line[-1]["minutes"] >= row["minutes"]:
+            line.pop()
+        line.append(row)
+    return line
+
+
 def write_report(root: Path, scratch: Path, model: Path) -> None:
     """Fill the places of report.md and write the images."""
     pipe = load_folder(model)
@@ -160,7 +170,7 @@ def write_report(root: Path, scratch: Path, model: Path) -> None:
     images.mkdir(parents=True, exist_ok=True)
     contact_sheet(pipe).save(images / "flux-mini-contact-sheet.png", optimize=True)
     size_sheet(pipe).save(images / "flux-mini-sizes.png", optimize=True)
-    log = [json.loads(line) for line in (scratch / "denoiser.jsonl").read_text().splitlines()]
+    log = kept([json.loads(x) for x in (scratch / "denoiser.jsonl").read_text().splitlines()])
     curves(log).save(images / "flux-mini-curves.png", optimize=True)
     results = json.loads((scratch / "judge.json").read_text())
     template = (root / "tools" / "flux_mini" / "report.md").read_text()
