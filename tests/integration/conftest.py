@@ -121,8 +121,12 @@ def busy_replica(app: App) -> str | None:
 
 
 def healthy(app: App) -> bool:
-    """Whether every replica is up: a starting one would answer no question."""
-    return serve.status().applications[app.name].deployments[MINI].status == "HEALTHY"
+    """Whether both replicas are up: a starting one would answer no question.
+
+    They are counted, too: Serve's controller notices a death only at its next health check.
+    """
+    state = serve.status().applications[app.name].deployments[MINI]
+    return state.status == "HEALTHY" and len(app.replicas(MINI)) == 2
 
 
 def kill_busy_replica(app: App) -> str:

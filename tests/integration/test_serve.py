@@ -182,7 +182,6 @@ def test_a_request_id_from_the_client_comes_back(main: App) -> None:
 def test_batching_knobs_change_in_place(cluster: Cluster, main: App) -> None:
     eventually(lambda: healthy(main), "the replicas that other tests killed are replaced")
     before = set(main.replicas(MINI))
-    assert len(before) == 2
     document = copy.deepcopy(cluster.document)
     document["applications"][0]["deployments"][0]["user_config"] = {
         "max_batch_size": 2,
