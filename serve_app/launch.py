@@ -6,12 +6,14 @@ print URL, key and a request to paste. Signals go to the child; nothing here ser
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from serve_app.checkconfig import check_config_file
 from serve_app.config import AppConfig
@@ -31,6 +33,7 @@ def serve_file(path: Path) -> int:
         raise ConfigError("\n".join(problems))
     config = load_app_config(path)
     address = local_address(path)
+    refuse_taken(address)
     for stop in (signal.SIGINT, signal.SIGTERM):  # also where a shell had them ignored
         signal.signal(stop, signal.default_int_handler)
     # The child gets a process group of its own, so that Ctrl-C reaches it once, through us.
@@ -71,6 +74,16 @@ def local_address(path: Path) -> str:
     host = options.get("host", "0.0.0.0")
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{shown}:{options.get('port', 8000)}"
+
+
+def refuse_taken(address: str) -> None:
+    """Raise `ConfigError` when somebody listens there: its answers would pass for ours."""
+    parts = urlsplit(address)
+    try:
+        socket.create_connection((parts.hostname or "", parts.port or 0), PROBE_TIMEOUT_S).close()
+    except OSError:
+        return
+    raise ConfigError(f"{address} is taken by another server; set http_options.port")
 
 
 def _wait_until_ready(child: subprocess.Popen[bytes], address: str) -> bool:

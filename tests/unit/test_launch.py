@@ -14,7 +14,8 @@ import yaml
 
 from serve_app.config import AppConfig
 from serve_app.configfile import load_app_config
-from serve_app.launch import greeting, local_address
+from serve_app.errors import ConfigError
+from serve_app.launch import greeting, local_address, refuse_taken
 
 ROOT = Path(__file__).parents[2]
 RUN = """
@@ -143,3 +144,11 @@ def test_the_address_is_one_that_this_machine_can_use(
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({"http_options": options}), encoding="utf-8")
     assert local_address(path) == address
+
+
+def test_an_address_that_somebody_listens_on_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ConfigError, match="is taken by another server"):
+            refuse_taken(address)
+    refuse_taken(address)
