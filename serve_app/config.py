@@ -19,7 +19,7 @@ from serve_app.engineconfig import (
     Section,
     Size,
 )
-from serve_app.registry import MODEL_DEFAULTS
+from serve_app.registry import FAST_QUALITY_STEPS, MODEL_DEFAULTS
 
 __all__ = [
     "AppConfig",
@@ -60,16 +60,7 @@ class ModelConfig(Section):
         4, le=200, description="Steps at which a job costs n x width x height compute units."
     )
     quality_steps: dict[Quality, PositiveInt] = Field(
-        default={
-            "low": 2,
-            "medium": 4,
-            "standard": 4,
-            "auto": 4,
-            "hd": 8,
-            "high": 8,
-            "xhigh": 8,
-            "max": 8,
-        },
+        default=FAST_QUALITY_STEPS,
         description="Denoising steps for each value of `quality`.",
     )
     guidance_scale: float = Field(

@@ -9,7 +9,7 @@ from typing import Any
 EMBEDDED_SOURCE = "embedded:flux-mini"
 """`source` of the model that ships inside the package."""
 
-_FAST_QUALITY = {
+FAST_QUALITY_STEPS: dict[Any, int] = {
     "low": 2,
     "medium": 4,
     "standard": 4,
@@ -19,12 +19,13 @@ _FAST_QUALITY = {
     "xhigh": 8,
     "max": 8,
 }
+"""`quality` of models distilled to a few steps; also the default of a model not listed here."""
 
 MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
     "flux-mini": {
         "source": EMBEDDED_SOURCE,
         "reference_steps": 4,
-        "quality_steps": _FAST_QUALITY,
+        "quality_steps": FAST_QUALITY_STEPS,
         "min_edge_px": 128,
         "max_edge_px": 1024,
         "max_pixels": 1024 * 1024,
@@ -33,7 +34,7 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
         "source": "black-forest-labs/FLUX.1-schnell",
         "owned_by": "black-forest-labs",
         "reference_steps": 4,
-        "quality_steps": _FAST_QUALITY,
+        "quality_steps": FAST_QUALITY_STEPS,
         "text_tokens_max": 256,  # the length it was distilled with
         "num_gpus": 1,
     },

@@ -7,7 +7,7 @@ compilation, so it gets a limit of its own. Must not know what the stages do.
 
 import time
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 FLOOR_S = 30.0  # a busy host or a driver's hiccup may hold anything up for seconds
@@ -31,6 +31,8 @@ class Watchdog:
     factor: float
     """Limit of others, in times of what they usually take."""
     floor_s: float = FLOOR_S
+    clock: Callable[[], float] = time.monotonic
+    """Seconds; tests bring their own."""
     _stage: _Stage | None = None
     _usual_s: OrderedDict[Hashable, float] = field(default_factory=OrderedDict)
 
@@ -38,14 +40,14 @@ class Watchdog:
         """A stage starts; (name, height, width, samples) or the like makes its kind."""
         usual_s = self._usual_s.get(kind)
         limit_s = self.first_s if usual_s is None else max(self.floor_s, self.factor * usual_s)
-        self._stage = _Stage(kind, time.monotonic(), limit_s)
+        self._stage = _Stage(kind, self.clock(), limit_s)
 
     def end(self, *, learn: bool = True) -> None:
         """The stage is over; `learn` unless it failed."""
         stage, self._stage = self._stage, None
         if stage is None or not learn:
             return
-        took_s = time.monotonic() - stage.began_at
+        took_s = self.clock() - stage.began_at
         usual_s = self._usual_s.pop(stage.kind, None)
         self._usual_s[stage.kind] = (
             took_s if usual_s is None else usual_s + USUAL_WEIGHT * (took_s - usual_s)
@@ -58,7 +60,7 @@ class Watchdog:
         stage = self._stage
         if stage is None:
             return None
-        for_s = time.monotonic() - stage.began_at
+        for_s = self.clock() - stage.began_at
         if for_s <= stage.limit_s:
             return None
         return f"no progress for {for_s:.0f} s in {stage.kind}"

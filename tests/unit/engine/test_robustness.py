@@ -4,7 +4,6 @@ import asyncio
 import gc
 import logging
 import threading
-import time
 import weakref
 from collections.abc import Iterator
 from contextlib import aclosing
@@ -200,23 +199,28 @@ async def test_a_failing_sample_harms_none_of_its_batch_mates(
 
 
 def test_a_stage_may_take_several_times_what_it_usually_takes() -> None:
-    dog = Watchdog(first_s=0.02, factor=1000, floor_s=0.0)
-    dog.begin(("step", 64))
-    assert dog.overdue() is None
-    time.sleep(0.03)
-    assert "step" in str(dog.overdue())
-    dog.end()
-    assert dog.overdue() is None
-    dog.begin(("step", 64))
-    time.sleep(0.03)
-    assert dog.overdue() is None  # it took 30 ms the first time, so it may take 30 s
-    dog.end(learn=False)
-    strict = Watchdog(first_s=60, factor=2, floor_s=0.0)
-    strict.begin("decode")
-    strict.end()
-    strict.begin("decode")
-    time.sleep(0.01)
-    assert strict.overdue()
+    now_s = 0.0
+    dog = Watchdog(first_s=60, factor=10, floor_s=30, clock=lambda: now_s)
+
+    def stage(kind: object, seconds: float, *, learn: bool = True) -> bool:
+        """Whether it was overdue at its end."""
+        nonlocal now_s
+        dog.begin(kind)
+        assert dog.overdue() is None
+        now_s += seconds
+        found = dog.overdue()
+        assert found is None or str(kind) in found
+        dog.end(learn=learn)
+        assert dog.overdue() is None
+        return found is not None
+
+    assert stage("step", 61)  # more than a first use may take
+    assert not stage("step", 609)  # ten times what it took
+    assert stage("decode", 61, learn=False)
+    assert stage("decode", 61, learn=False)  # a failed one teaches nothing
+    assert not stage("text", 1)
+    assert not stage("text", 30)  # a host's hiccup, below the floor
+    assert stage("text", 69)  # the usual is 0.8 x 1 s + 0.2 x 30 s
 
 
 async def test_a_wedged_device_is_noticed_by_what_its_steps_usually_take(
