@@ -182,11 +182,11 @@ async def test_a_consumer_that_leaves_at_a_preview_stops_the_device(
 ) -> None:
     engine = make_engine()
     job = make_job(steps=40, previews=3)
+    gate.close()  # before the job comes: each step waits until an event lets it through
     async with aclosing(engine.submit(job)) as events:
         async for event in events:
             if isinstance(event, Preview):
                 break
-            gate.close()  # from now on each step waits until it is let through
             gate.let_one_through()
     await until(lambda: engine.stats().samples_running == 0)
     assert gate.calls <= 12  # the preview lies at step 10, and one more may be under way
