@@ -10,9 +10,11 @@ import pytest
 import yaml
 from typer.main import get_command
 
+from serve_app.adminschema import ModelStatus, ReplicaStatus
 from serve_app.checkconfig import check_config_file
 from serve_app.cli import app as cli
 from serve_app.errors import all_error_classes
+from serve_app.ingress.admin import AdminApi
 from serve_app.ingress.routes import Api
 from serve_app.schema import (
     AccountResponse,
@@ -98,7 +100,11 @@ def test_named_functions_exist() -> None:
 
 
 def test_every_route_is_documented() -> None:
-    routes: Any = Api(service=None, models_ready=None).routes()  # type: ignore[arg-type]
+    nothing: Any = None
+    routes: Any = [
+        *Api(nothing, nothing).routes(),
+        *AdminApi(nothing, nothing, nothing).routes(),
+    ]
     served = {
         f"{method} {route.path.replace(':path', '')}"
         for route in routes
@@ -126,6 +132,13 @@ def test_every_error_is_documented() -> None:
         ("### Streaming", {*PartialImageEvent.model_fields, *CompletedEvent.model_fields}),
         ("## Quote", set(QuoteResponse.model_fields)),
         ("## Account", set(AccountResponse.model_fields)),
+        (
+            "## Status",
+            {
+                *(ModelStatus.model_fields.keys() - {"replicas"}),
+                *(f"replicas.{field}" for field in ReplicaStatus.model_fields),
+            },
+        ),
         ("## Models", {"aliases", *(f"capabilities.{f}" for f in ModelCapabilities.model_fields)}),
     ],
 )

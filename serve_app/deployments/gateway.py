@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from serve_app.config import AppConfig
+from serve_app.deployments.fleet import Fleet
 from serve_app.deployments.generator import HandleGenerator
 from serve_app.engine.source import model_info
 from serve_app.errors import AppError
@@ -58,11 +59,12 @@ class _Gateway:
         self.service = ImageService(
             config, Catalogue(tuple(served)), self.ledger, store, generators
         )
+        self.fleet = Fleet(config.models)
         self._ready: tuple[float, bool] = (0.0, False)
         self._sweeper = asyncio.create_task(self._sweep_holds())
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return create_app(self.service, self._models_ready)
+        return create_app(self.service, self._models_ready, self.ledger.admin, self.fleet)
 
     async def _sweep_holds(self) -> None:
         """Expire holds that a crash left open: at start, then regularly."""

@@ -7,20 +7,27 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from serve_app.errors import AppError
+from serve_app.ingress.admin import AdminApi, Fleet
 from serve_app.ingress.errors import on_app_error, on_http_exception, on_unexpected
 from serve_app.ingress.middleware import RequestEnvelope
 from serve_app.ingress.routes import Api
+from serve_app.metering.admin import LedgerAdmin
 from serve_app.service import ImageService
 
 
-def create_app(service: ImageService, models_ready: Callable[[], Awaitable[bool]]) -> ASGIApp:
+def create_app(
+    service: ImageService,
+    models_ready: Callable[[], Awaitable[bool]],
+    ledger_admin: LedgerAdmin,
+    fleet: Fleet,
+) -> ASGIApp:
     """The whole HTTP surface over a service.
 
     The envelope lies outside Starlette, so that it sees every reply and every failure.
     """
-    api = Api(service, models_ready)
+    api, admin = Api(service, models_ready), AdminApi(service, ledger_admin, fleet)
     app = Starlette(
-        routes=api.routes(),
+        routes=[*api.routes(), *admin.routes()],
         exception_handlers={
             AppError: on_app_error,
             HTTPException: on_http_exception,

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from serve_app import __version__
+from serve_app.adminschema import StatusResponse
 from serve_app.schema import (
     AccountResponse,
     CompletedEvent,
@@ -75,6 +76,7 @@ _OPERATIONS: tuple[
         (404, *_KEYED),
         True,
     ),
+    ("get", "/admin/v1/status", "Replicas and open work", None, StatusResponse, _KEYED, True),
     ("get", "/health", "Liveness", None, HealthResponse, _COMMON, False),
     ("get", "/ready", "Readiness", None, HealthResponse, _COMMON, False),
 )

@@ -19,8 +19,8 @@ from serve_app.errors import ConfigError, InvalidValue
 from serve_app.metering import keys
 from serve_app.metering.audit import run_audit
 from serve_app.metering.database import Database
-from serve_app.metering.records import Account, ApiKey, AuditReport, NewKey
-from serve_app.metering.statements import UNITS_MAX
+from serve_app.metering.records import Account, ApiKey, AuditReport, NewKey, OpenWork
+from serve_app.metering.statements import OPEN_WORK, UNITS_MAX
 from serve_app.metering.tables import NAME_CHARS_MAX, accounts, api_keys, entries
 from serve_app.metering.types import Balance
 
@@ -125,6 +125,14 @@ class LedgerAdmin:
         if row is None:
             raise InvalidValue(f"There is no key {key_id!r}.").at("key")
         return _key(row)
+
+    async def open_work(self) -> dict[str, OpenWork]:
+        """Work queued or running by model id; a model without any is left out."""
+        async with self._database.read() as connection:
+            found = await connection.execute(OPEN_WORK)
+            return {
+                row.model: OpenWork(row.holds, int(row.images), int(row.units)) for row in found
+            }
 
     async def audit(self, overdue_after_s: float = OVERDUE_AFTER_S) -> AuditReport:
         """Every invariant, at one moment. Safe beside a working gateway."""

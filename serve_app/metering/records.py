@@ -10,6 +10,15 @@ from serve_app.metering.types import Balance
 
 
 @dataclass(frozen=True)
+class OpenWork:
+    """Open holds of one model: exactly the jobs queued or running in the whole fleet."""
+
+    holds: int
+    images: int
+    units: int
+
+
+@dataclass(frozen=True)
 class Account:
     """An account with its balance."""
 

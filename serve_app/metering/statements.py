@@ -3,9 +3,17 @@
 Data flow: `tables` -> statements with named parameters -> `SqlLedger`. Must not import an engine.
 """
 
-from sqlalchemy import BigInteger, and_, bindparam, insert, or_, select, update
+from sqlalchemy import BigInteger, and_, bindparam, func, insert, or_, select, update
 
-from serve_app.metering.tables import UNRELEASED, UtcDateTime, accounts, api_keys, entries, holds
+from serve_app.metering.tables import (
+    OPEN,
+    UNRELEASED,
+    UtcDateTime,
+    accounts,
+    api_keys,
+    entries,
+    holds,
+)
 
 UNITS_MAX = 2**53 - 1
 """Most units that an account may be granted or a job cost: JSON readers count no further exactly.
@@ -138,6 +146,18 @@ FIND_HOLD = select(
     holds.c.idempotency_key == bindparam("idempotency_key"),
     UNRELEASED,
 )
+
+OPEN_WORK = (
+    select(
+        holds.c.model,
+        func.count().label("holds"),
+        func.sum(holds.c.n).label("images"),
+        func.sum(holds.c.units).label("units"),
+    )
+    .where(OPEN)
+    .group_by(holds.c.model)
+)
+"""The state is spelled out, so that the partial index of open holds serves it."""
 
 BALANCE = select(
     accounts.c.id, accounts.c.name, accounts.c.granted, accounts.c.captured, accounts.c.held

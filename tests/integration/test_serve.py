@@ -89,6 +89,33 @@ def test_a_client_that_leaves_stops_the_drawing_and_pays_nothing(main: App) -> N
     assert main.books()["captured"] == before
 
 
+def test_the_status_shows_replicas_and_the_work_of_the_whole_fleet(main: App) -> None:
+    def models() -> dict[str, Any]:
+        reply = httpx.get(f"{main.url}/admin/v1/status", headers=main.headers).raise_for_status()
+        return {model["id"]: model for model in reply.json()["models"]}
+
+    eventually(lambda: models()["flux-mini"]["replicas"]["running"] == 2, "two replicas")
+    found = models()
+    assert found["flux-mini"]["replicas"] == {
+        "running": 2,
+        "starting": 0,
+        "stopping": 0,
+        "target": 2,
+    }
+    assert found["flux-mini"]["open_holds"] == 0
+    body = {"prompt": "a red circle", "size": "512x512", "num_inference_steps": 20, "n": 2}
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(post, main, body) for _ in range(2)]
+        working = eventually(
+            lambda: (now := models()["flux-mini"])["open_holds"] == 2 and now, "both are held"
+        )
+        assert working["held_images"] == 4
+        assert working["held_units"] == 4 * 512 * 512 * 20 // 4
+        for job in jobs:
+            job.result().raise_for_status()
+    assert models()["flux-mini"]["open_holds"] == 0
+
+
 def test_a_replica_that_dies_is_replaced_by_another_within_the_request(main: App) -> None:
     eventually(lambda: healthy(main), "both replicas are up")
     before = main.books()["captured"]

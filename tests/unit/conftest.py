@@ -2,13 +2,14 @@
 
 import contextlib
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from scripted import ScriptedGenerator, ShakyLedger, World, catalogue
 
+from serve_app.adminschema import ReplicaStatus
 from serve_app.config import AppConfig
 from serve_app.ingress.app import create_app
 from serve_app.metering import migrate
@@ -75,6 +76,9 @@ async def build_world(folder: Path, granted: int, sections: dict[str, Any]) -> W
     async def models_ready() -> bool:
         return world.models_ready
 
+    async def fleet() -> Mapping[str, ReplicaStatus]:
+        return await world.fleet()
+
     world = World(
         config=config,
         ledger=ledger,
@@ -82,7 +86,7 @@ async def build_world(folder: Path, granted: int, sections: dict[str, Any]) -> W
         store=store,
         generator=generator,
         service=service,
-        app=create_app(service, models_ready),
+        app=create_app(service, models_ready, ledger.admin, fleet),
         key=made.secret,
         principal=await ledger.authenticate(made.secret),
     )

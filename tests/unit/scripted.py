@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 from starlette.types import ASGIApp, Message
 
+from serve_app.adminschema import ReplicaStatus
 from serve_app.config import AppConfig
 from serve_app.engine.job import (
     Event,
@@ -22,6 +23,7 @@ from serve_app.engine.job import (
     Timings,
 )
 from serve_app.errors import LedgerUnavailable
+from serve_app.ingress.admin import Fleet
 from serve_app.metering.sql import SqlLedger
 from serve_app.metering.types import Balance, Principal, Resolution
 from serve_app.plan import Catalogue, ServedModel
@@ -185,9 +187,19 @@ class World:
     key: str
     principal: Principal
     models_ready: bool = True
+    replicas: dict[str, ReplicaStatus] = field(
+        default_factory=lambda: {
+            "flux-mini": ReplicaStatus(running=2, starting=1, stopping=0, target=3)
+        }
+    )
+    """What Serve's controller would say, unless `ask_fleet` says otherwise."""
+    ask_fleet: Fleet | None = None
     clients: list[httpx.AsyncClient] = field(default_factory=list)
     abandoned_units: int = 0
     """Units that a test leaves held on purpose."""
+
+    async def fleet(self) -> Mapping[str, ReplicaStatus]:
+        return await self.ask_fleet() if self.ask_fleet is not None else self.replicas
 
     @property
     def http(self) -> httpx.AsyncClient:

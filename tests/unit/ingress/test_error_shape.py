@@ -8,6 +8,7 @@ from scripted import World, error_of
 
 from serve_app import errors
 from serve_app.errors import AppError, Unavailable, all_error_classes
+from serve_app.ingress.admin import AdminApi
 from serve_app.ingress.errors import error_response
 from serve_app.ingress.routes import Api
 
@@ -35,6 +36,7 @@ PATHS = [
     "//v1/account",
     "/%00",
     "/%FF%FE",
+    "/admin/v1/status",
     "/admin/v1/accounts",
     "/" + "x" * 5000,
 ]
@@ -45,7 +47,8 @@ def test_the_walk_knows_every_route(world: World) -> None:
     async def ready() -> bool:
         return True
 
-    routes = {route.path for route in Api(world.service, ready).routes()}
+    admin = AdminApi(world.service, world.ledger.admin, world.fleet)
+    routes = {route.path for route in [*Api(world.service, ready).routes(), *admin.routes()]}
     filled = {
         path.replace("{image_id}", "img_x.png").replace("{model_id:path}", "nope")
         for path in routes

@@ -10,6 +10,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from scripted import World
 
 from serve_app.errors import GenerationFailed, all_error_classes
+from serve_app.ingress.admin import AdminApi
 from serve_app.ingress.openapi import openapi_document
 from serve_app.ingress.routes import Api
 from serve_app.schema import ImageRequest
@@ -45,7 +46,10 @@ def test_the_document_lists_exactly_the_routes(world: World, document: dict[str,
 
     served = {
         (re.sub(r":path", "", route.path), method.lower())
-        for route in Api(world.service, ready).routes()
+        for route in [
+            *Api(world.service, ready).routes(),
+            *AdminApi(world.service, world.ledger.admin, world.fleet).routes(),
+        ]
         for method in route.methods or ()
         if method != "HEAD" and route.path != "/openapi.json"
     }
@@ -91,9 +95,12 @@ async def test_the_replies_are_what_the_document_says(
         ("get", "/v1/models/flux-mini", {}),
         ("get", "/health", {}),
         ("get", "/ready", {}),
+        ("get", "/admin/v1/status", {}),
     ]
+    made = await world.ledger.admin.create_key("alice", scopes=["images", "admin"])
+    http = world.client(made.secret)
     for method, path, options in operations:
-        reply = await world.http.request(method, path, **options)  # type: ignore[arg-type]
+        reply = await http.request(method, path, **options)  # type: ignore[arg-type]
         listed = path.replace("flux-mini", "{model_id}")
         answers = document["paths"][listed][method]["responses"]
         schema = answers["200"]["content"]["application/json"]["schema"]

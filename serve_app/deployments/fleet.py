@@ -1,0 +1,70 @@
+"""Fleet: how many replicas each model has, asked of Serve's controller at most once a second.
+
+Data flow: `ingress.admin` -> `Fleet` -> controller -> `ReplicaStatus` by model id. `serve.status()`
+leaves out the target, so this reads the details that it is made from.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.context import _get_global_client
+from ray.serve.exceptions import RayServeException
+from ray.serve.schema import DeploymentDetails, ServeInstanceDetails
+
+from serve_app.adminschema import ReplicaStatus
+from serve_app.config import ModelConfig
+from serve_app.errors import Unavailable
+
+logger = logging.getLogger(__name__)
+
+MAX_AGE_S = 1.0
+"""How long an answer is reused: operators' tools must not load the controller."""
+STARTING = ("STARTING", "UPDATING", "RECOVERING")
+STOPPING = ("STOPPING", "PENDING_MIGRATION")
+ABSENT = ReplicaStatus(running=0, starting=0, stopping=0, target=None)
+
+
+class Fleet:
+    """Replicas of the models of the application that this replica belongs to."""
+
+    def __init__(self, models: tuple[ModelConfig, ...]) -> None:
+        self._models = models
+        self._asking = asyncio.Lock()
+        self._asked_s = 0.0
+        self._answer: Mapping[str, ReplicaStatus] | None = None
+
+    async def __call__(self) -> Mapping[str, ReplicaStatus]:
+        """By model id. Raises `Unavailable` when the controller does not answer."""
+        async with self._asking:
+            if self._answer is None or time.monotonic() - self._asked_s > MAX_AGE_S:
+                self._answer = await asyncio.to_thread(self._ask)
+                self._asked_s = time.monotonic()
+            return self._answer
+
+    def _ask(self) -> Mapping[str, ReplicaStatus]:
+        try:
+            name = serve.get_replica_context().app_name
+            details = ServeInstanceDetails(**_get_global_client().get_serve_details())
+        except (RayError, RayServeException):
+            logger.warning("Serve's controller does not answer", exc_info=True)
+            raise Unavailable("The replicas are not known right now.") from None
+        application = details.applications.get(name)
+        deployments = application.deployments if application is not None else {}
+        return {model.id: _counts(deployments.get(model.deployment_name)) for model in self._models}
+
+
+def _counts(deployment: DeploymentDetails | None) -> ReplicaStatus:
+    if deployment is None:
+        return ABSENT
+    states = Counter(replica.state.value for replica in deployment.replicas)
+    return ReplicaStatus(
+        running=states["RUNNING"],
+        starting=sum(states[state] for state in STARTING),
+        stopping=sum(states[state] for state in STOPPING),
+        target=deployment.target_num_replicas,
+    )

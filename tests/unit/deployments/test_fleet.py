@@ -1,0 +1,94 @@
+"""The fleet as the gateway tells it: counts of one application, asked rarely."""
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray import serve
+from ray.serve.exceptions import RayServeException
+from ray.serve.schema import ReplicaDetails
+
+from serve_app.config import ModelConfig
+from serve_app.deployments import fleet as module
+from serve_app.deployments.fleet import Fleet
+from serve_app.errors import Unavailable
+
+MODELS = tuple(ModelConfig(id=name, source="embedded:flux-mini") for name in ("mini", "big"))
+
+
+class Controller:
+    """What the cluster runs; counts how often it is asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked = 0
+        self.applications: dict[str, dict[str, tuple[list[str], int]]] = {"ours": {}}
+        context = SimpleNamespace(app_name="ours")
+        monkeypatch.setattr(serve, "get_replica_context", lambda: context)
+        monkeypatch.setattr(module, "_get_global_client", lambda: self)
+        monkeypatch.setattr(module, "ServeInstanceDetails", SimpleNamespace)
+
+    def get_serve_details(self) -> dict[str, Any]:
+        self.asked += 1
+        assert threading.current_thread() is not threading.main_thread(), "it blocks"
+        return {
+            "applications": {
+                name: SimpleNamespace(
+                    deployments={key: details(*value) for key, value in found.items()}
+                )
+                for name, found in self.applications.items()
+            }
+        }
+
+
+def details(states: list[str], target: int) -> Any:
+    replicas = [
+        ReplicaDetails.model_construct(state=SimpleNamespace(value=state)) for state in states
+    ]
+    return SimpleNamespace(replicas=replicas, target_num_replicas=target)
+
+
+@pytest.fixture
+def controller(monkeypatch: pytest.MonkeyPatch) -> Controller:
+    return Controller(monkeypatch)
+
+
+async def test_replicas_are_counted_by_what_they_are_good_for(controller: Controller) -> None:
+    states = ["RUNNING", "RUNNING", "STARTING", "RECOVERING", "UPDATING", "STOPPING", "STOPPED"]
+    controller.applications["ours"]["FluxModel-mini"] = (states, 4)
+    found = (await Fleet(MODELS)())["mini"]
+    assert (found.running, found.starting, found.stopping, found.target) == (2, 3, 1, 4)
+
+
+async def test_a_model_that_is_not_deployed_has_no_replicas_and_no_target(
+    controller: Controller,
+) -> None:
+    controller.applications["theirs"] = {"FluxModel-big": (["RUNNING"], 1)}
+    found = await Fleet(MODELS)()
+    assert set(found) == {"mini", "big"}
+    assert (found["big"].running, found["big"].target) == (0, None)
+
+
+async def test_the_controller_is_asked_at_most_once_a_second(
+    controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now_s))
+    fleet = Fleet(MODELS)
+    for _ in range(3):
+        await fleet()
+    assert controller.asked == 1
+    now_s = 101.5
+    await fleet()
+    assert controller.asked == 2
+
+
+async def test_a_silent_controller_is_no_empty_fleet(
+    controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent() -> Any:
+        raise RayServeException("There is no Serve instance running on this Ray cluster.")
+
+    monkeypatch.setattr(controller, "get_serve_details", silent)
+    with pytest.raises(Unavailable):
+        await Fleet(MODELS)()
