@@ -1,0 +1,103 @@
+"""What `benchmarks.gateway` puts under load: plain Starlette, a bare Serve graph, and our gateway.
+
+Data flow: the same reply everywhere, the JSON of one tiny image. `plain` sends it from one process,
+`bare` fetches it from a second deployment, and ours does all of a paid generation over an engine
+that draws nothing: `Still` stands in for `FluxModel`, here only and never in the product.
+"""
+
+import base64
+import json
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from serve_app.config import AppConfig
+from serve_app.deployments.gateway import Gateway
+from serve_app.engine.job import Finished, GenerationJob, GenerationResult, Timings
+from serve_app.graph import GATEWAY_MAX_ONGOING, MODEL_MAX_ONGOING
+
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP8z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+)
+"""A PNG of one pixel."""
+REPLY_BYTES = 512
+"""About what our own reply takes with that image."""
+
+
+def reply() -> bytes:
+    """A reply of the same size as ours."""
+    body = {"created": 1, "data": [{"b64_json": base64.b64encode(PIXEL).decode()}], "pad": ""}
+    body["pad"] = "." * (REPLY_BYTES - len(json.dumps(body)))
+    return json.dumps(body).encode()
+
+
+async def _answer(request: Request) -> Response:
+    await request.body()
+    return Response(reply(), media_type="application/json")
+
+
+plain = Starlette(routes=[Route("/", _answer, methods=["POST"])])
+
+
+class _BareModel:
+    async def generate(self, body: bytes) -> bytes:
+        return reply()
+
+
+class _BareIngress:
+    def __init__(self, model: DeploymentHandle) -> None:
+        self._model = model
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return Starlette(routes=[Route("/", self.answer, methods=["POST"])])
+
+    async def answer(self, request: Request) -> Response:
+        body = await request.body()
+        return Response(await self._model.generate.remote(body), media_type="application/json")
+
+
+BareModel = serve.deployment(name="BareModel", max_ongoing_requests=MODEL_MAX_ONGOING)(_BareModel)
+BareIngress = serve.deployment(name="BareIngress", max_ongoing_requests=GATEWAY_MAX_ONGOING)(
+    serve.ingress()(_BareIngress)
+)
+
+
+def bare() -> serve.Application:
+    """The least that Serve can do with two deployments."""
+    options = {"num_cpus": 0}
+    model = BareModel.options(ray_actor_options=options).bind()
+    application: serve.Application = BareIngress.options(ray_actor_options=options).bind(model)
+    return application
+
+
+class Still:
+    """Answers every job at once with one pixel an image."""
+
+    async def generate(self, job: GenerationJob) -> GenerationResult:
+        images = (
+            Finished(job.job_id, index, seed, PIXEL, Timings(0, 0, 0, 0, 0))
+            for index, seed in enumerate(job.seeds)
+        )
+        return GenerationResult(tuple(images))
+
+
+def ours(args: dict[str, Any]) -> serve.Application:
+    """The gateway as `graph.build` binds it, over `Still`."""
+    config = AppConfig.model_validate(args)
+    still = serve.deployment(
+        Still,
+        name=config.models[0].deployment_name,
+        max_ongoing_requests=MODEL_MAX_ONGOING,
+        ray_actor_options={"num_cpus": 0},
+    )
+    gateway = Gateway.options(
+        max_ongoing_requests=GATEWAY_MAX_ONGOING, ray_actor_options={"num_cpus": 0}
+    )
+    application: serve.Application = gateway.bind(config, {config.models[0].id: still.bind()})
+    return application
