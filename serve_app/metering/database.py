@@ -1,7 +1,8 @@
 """Connections to the ledger's database: how SQL transactions begin, and what counts as an outage.
 
 Data flow: `LedgerConfig` -> `Database` -> `read()`, `write()` or `snapshot()` give `sql`, `admin`,
-`audit` and `migrate` one connection each. Knows no table and no rule of the ledger.
+`audit` and `migrate` one connection each; `transact()` runs a function of many statements as one
+SQL transaction. Knows no table and no rule of the ledger.
 
 Every failure to reach or use the database leaves here as `LedgerUnavailable`; the cause is chained,
 for logs. Only `IntegrityError` passes, because a refused row is an answer, not an outage.
@@ -11,14 +12,22 @@ import asyncio
 import os
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    SQLAlchemyError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -28,6 +37,11 @@ from serve_app.errors import ConfigError, LedgerUnavailable
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 BEGIN_OPTION = "ledger_begin"
 """Execution option: the statement that opens this connection's SQL transaction on SQLite."""
+IMMEDIATE = {BEGIN_OPTION: "BEGIN IMMEDIATE"}
+POSTGRESQL_LANES = 2
+"""Batches under way at once: one waits for its commit to reach the disk while the next one runs."""
+
+Result = TypeVar("Result")
 
 
 class Database:
@@ -37,7 +51,7 @@ class Database:
         self._url = parse_url(config.url)
         self._wait_s = config.busy_timeout_s
         self._engine = _make_engine(self._url, config)
-        self._writer = self._engine.execution_options(**{BEGIN_OPTION: "BEGIN IMMEDIATE"})
+        self._writer = self._engine.execution_options(**IMMEDIATE)
         self._snapshots = self._engine.execution_options(
             **(
                 {BEGIN_OPTION: "BEGIN"}
@@ -46,6 +60,12 @@ class Database:
             )
         )
         self._turn = asyncio.Lock()
+        self.lanes = 1 if self.is_sqlite else min(POSTGRESQL_LANES, config.pool_size)
+        self._thread: ThreadPoolExecutor | None = None
+        self._thread_engine: Engine | None = None
+        if self.is_sqlite:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+            self._thread_engine = _make_thread_engine(self._url, config)
 
     @property
     def is_sqlite(self) -> bool:
@@ -76,10 +96,31 @@ class Database:
             async with self._my_turn(), self._writer.begin() as connection:
                 yield connection
 
+    async def transact(self, work: Callable[[Connection], Result]) -> Result:
+        """Run `work` inside one SQL transaction that holds the write lock from its start.
+
+        On SQLite all of it runs in one thread: a statement that has to change threads costs more
+        than the statement, and ten times that while other threads want the interpreter.
+        """
+        with outages():
+            if self._thread is None or self._thread_engine is None:
+                async with self._writer.begin() as connection:
+                    return await connection.run_sync(work)
+            engine = self._thread_engine
+
+            def run() -> Result:
+                with engine.begin() as connection:
+                    return work(connection)
+
+            async with self._my_turn():
+                return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+
     async def close(self) -> None:
         """Close every connection and wait for their threads."""
         with outages():
             await self._engine.dispose()
+        if self._thread is not None and self._thread_engine is not None:
+            self._thread_engine.dispose()
 
     @asynccontextmanager
     async def _my_turn(self) -> AsyncIterator[None]:
@@ -108,6 +149,14 @@ def outages() -> Iterator[None]:
         raise
     except (DBAPIError, PoolTimeout, OSError) as exc:  # TimeoutError is an OSError
         raise LedgerUnavailable("The ledger is unavailable right now.") from exc
+
+
+def is_outage(exc: BaseException) -> bool:
+    """Whether the database is to blame for a failure, rather than the statement that met it."""
+    if isinstance(exc, DBAPIError):
+        away = isinstance(exc, OperationalError | InterfaceError)
+        return away or exc.connection_invalidated
+    return isinstance(exc, LedgerUnavailable | PoolTimeout | OSError)
 
 
 def parse_url(text: str) -> URL:
@@ -160,6 +209,20 @@ def _make_engine(url: URL, config: LedgerConfig) -> AsyncEngine:
         event.listen(engine.sync_engine, "do_connect", _try_to_open)
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         event.listen(engine.sync_engine, "begin", _begin)
+    return engine
+
+
+def _make_thread_engine(url: URL, config: LedgerConfig) -> Engine:
+    """The engine of the thread that writes to SQLite: one connection, the same settings."""
+    engine = create_engine(
+        url.set(drivername="sqlite"),
+        pool_size=1,
+        max_overflow=0,
+        connect_args={"timeout": config.busy_timeout_s, "isolation_level": None},
+        execution_options=IMMEDIATE,
+    )
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin)
     return engine
 
 

@@ -1,8 +1,9 @@
 """SqlLedger: the ledger on SQLite or PostgreSQL, one code path.
 
 Data flow: `service` -> `hold` reserves -> images are made -> `capture` or `release`; a sweep
-expires what a dead process left open. Every balance check sits inside the UPDATE that spends, every
-resolution inside an UPDATE that requires an open hold: any number of processes may race.
+expires what a dead process left open. All of these queue in a `GroupCommit`, and `batch.run_batch`
+writes what waits in one SQL transaction. Every balance check sits inside the UPDATE that spends,
+every resolution inside an UPDATE that requires an open hold: any number of processes may race.
 
 A write that has begun runs to its end even when its caller is cancelled (a client that hangs up). A
 hold whose caller is gone is released.
@@ -10,26 +11,28 @@ hold whose caller is gone is released.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Self
-from uuid import uuid4
 
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 from serve_app.config import DevelopmentConfig, LedgerConfig
-from serve_app.errors import (
-    AppError,
-    IdempotencyKeyReused,
-    InsufficientQuota,
-    InvalidKey,
-    InvalidValue,
-)
+from serve_app.errors import AppError, InvalidValue
 from serve_app.metering import keys, migrate
 from serve_app.metering import statements as sql
 from serve_app.metering.admin import LedgerAdmin
-from serve_app.metering.database import Database
+from serve_app.metering.batch import (
+    Operation,
+    Outcome,
+    Reserve,
+    Resolve,
+    invalid_key,
+    no_quota,
+    run_batch,
+)
+from serve_app.metering.commit import GroupCommit
+from serve_app.metering.database import Database, is_outage
 from serve_app.metering.types import (
     Balance,
     Hold,
@@ -38,7 +41,6 @@ from serve_app.metering.types import (
     HoldState,
     Principal,
     Resolution,
-    UnknownHold,
 )
 from serve_app.metering.unbroken import Unbroken
 
@@ -64,6 +66,7 @@ class SqlLedger:
         self._clock = clock
         self._touched: dict[str, datetime] = {}
         self._writes = Unbroken()
+        self._queue = GroupCommit(self._run, database.lanes)
         self.admin = LedgerAdmin(database, clock)
 
     @classmethod
@@ -85,27 +88,28 @@ class SqlLedger:
     async def authenticate(self, secret: str) -> Principal:
         """One SELECT and no write. Why a key is refused is not told: only that it is."""
         if not 0 < len(secret) <= keys.SECRET_CHARS_MAX:
-            raise _invalid_key()
+            raise invalid_key()
         async with self._database.read() as connection:
             found = await connection.execute(sql.FIND_KEY, {"sha256": keys.digest(secret)})
             row = found.one_or_none()
         if row is None or not keys.matches(secret, row.sha256):
-            raise _invalid_key()
+            raise invalid_key()
         expired = row.expires_at is not None and row.expires_at <= self._clock()
         if expired or row.revoked_at is not None or row.disabled_at is not None:
-            raise _invalid_key()
+            raise invalid_key()
         return Principal(row.account_id, row.name, row.id, tuple(row.scopes.split()), row.rpm)
 
     async def hold(self, request: HoldRequest) -> Hold:
         """Reserve units, or say why not. `ValueError`: the caller did not bound its request."""
         request.require_bounds()
         if request.units > sql.UNITS_MAX:
-            raise _no_quota()  # no account can have so many, nor a BIGINT hold them
-        task = self._writes.start(self._hold(request))
+            raise no_quota()  # no account can have so many, nor a BIGINT hold them
+        future: asyncio.Future[Hold] = self._queue.submit(Reserve(request))
         try:
-            return await asyncio.shield(task)
+            return await asyncio.shield(future)
         except asyncio.CancelledError:
-            self._writes.start(self._release_orphan(task))
+            if not self._queue.withdraw(future):
+                self._writes.start(self._release_orphan(future))
             raise
 
     async def capture(self, hold_id: str, units: int) -> Resolution:
@@ -142,98 +146,11 @@ class SqlLedger:
     async def close(self) -> None:
         """Let writes that were left running end, then close the connections."""
         await self._writes.drain()
+        await self._queue.drain()
         await self._database.close()
 
-    async def _hold(self, request: HoldRequest) -> Hold:
-        now = self._clock()
-        expires_at = now + timedelta(seconds=request.ttl_s)
-        hold_id = f"hold_{uuid4().hex}"
-        try:
-            async with self._database.write() as connection:
-                spent = await connection.execute(
-                    sql.RESERVE,
-                    {
-                        "account_id": request.account_id,
-                        "key_id": request.key_id,
-                        "take": request.units,
-                        "now": now,
-                    },
-                )
-                available = spent.scalar_one_or_none()
-                if available is None:
-                    raise await _refusal(connection, request, now)
-                await connection.execute(
-                    sql.INSERT_HOLD,
-                    {
-                        "id": hold_id,
-                        **{name: getattr(request, name) for name in sql.REQUEST_COLUMNS},
-                        "captured_units": 0,
-                        "state": HoldState.OPEN.value,
-                        "created_at": now,
-                        "expires_at": expires_at,
-                    },
-                )
-                touched = await self._touch(connection, request.key_id, now)
-        except IntegrityError as exc:
-            raise IdempotencyKeyReused(
-                "This idempotency key belongs to a request that is running or was charged."
-            ) from exc
-        if touched:
-            self._remember(request.key_id, now)
-        return Hold(hold_id, request.account_id, request.units, available, expires_at)
-
-    async def _touch(self, connection: AsyncConnection, key_id: str, now: datetime) -> bool:
-        last = self._touched.get(key_id)
-        if last is not None and now - last < TOUCH_INTERVAL:
-            return False
-        await connection.execute(
-            sql.TOUCH_KEY, {"key_id": key_id, "now": now, "before": now - TOUCH_INTERVAL}
-        )
-        return True
-
-    def _remember(self, key_id: str, now: datetime) -> None:
-        if len(self._touched) >= TOUCHED_MAX:
-            self._touched.clear()
-        self._touched[key_id] = now
-
-    async def _resolve(self, hold_id: str, state: HoldState, units: int) -> Resolution:
-        """End an open hold, or find how it ended before."""
-        async with self._database.write() as connection:
-            ended = await self._end(connection, hold_id, state, units)
-            return ended or await _first_outcome(connection, hold_id)
-
-    async def _end(
-        self, connection: AsyncConnection, hold_id: str, state: HoldState, units: int
-    ) -> Resolution | None:
-        """None when the hold is not open, or holds less than `units`."""
-        now = self._clock()
-        row = (
-            await connection.execute(
-                sql.RESOLVE,
-                {"hold_id": hold_id, "to": state.value, "charge": units, "now": now},
-            )
-        ).one_or_none()
-        if row is None:
-            return None
-        settled = await connection.execute(
-            sql.SETTLE, {"account_id": row.account_id, "give_back": row.units, "charge": units}
-        )
-        if units:
-            await connection.execute(
-                sql.INSERT_ENTRY,
-                {
-                    "account_id": row.account_id,
-                    "kind": "capture",
-                    "units": -units,
-                    "hold_id": hold_id,
-                    "created_at": now,
-                    "memo": "",
-                },
-            )
-        return Resolution(hold_id, state, units, settled.scalar_one())
-
     async def _expire_holds(self) -> int:
-        """One SQL transaction a hold, so that requests never wait for a long sweep."""
+        """A batch at a time, so that requests never wait for a long sweep."""
         expired = 0
         while True:
             async with self._database.read() as connection:
@@ -241,43 +158,66 @@ class SqlLedger:
                     sql.OVERDUE, {"now": self._clock(), "most": SWEEP_BATCH}
                 )
                 overdue = found.scalars().all()
-            for hold_id in overdue:
-                async with self._database.write() as connection:
-                    ended = await self._end(connection, hold_id, HoldState.EXPIRED, 0)
-                expired += ended is not None
+            futures = [self._queue.submit(Resolve(one, HoldState.EXPIRED)) for one in overdue]
+            for future in futures:
+                expired += await future is not None
             if len(overdue) < SWEEP_BATCH:
                 return expired
 
-    async def _release_orphan(self, task: asyncio.Task[Hold]) -> None:
+    async def _resolve(self, hold_id: str, state: HoldState, units: int) -> Resolution:
+        ended: Resolution = await self._queue.submit(Resolve(hold_id, state, units))
+        return ended
+
+    async def _release_orphan(self, future: "asyncio.Future[Hold]") -> None:
         """Give back the units of a hold that nobody is waiting for any more."""
         try:
-            hold = await task
+            hold = await future
             await self._resolve(hold.id, HoldState.RELEASED, 0)
         except AppError as exc:
             logger.info("an abandoned hold was not made, or is left to expire: %s", exc.message)
 
+    async def _run(self, operations: Sequence[Operation]) -> list[Outcome]:
+        """All of them in one SQL transaction; one by one if any spoils it for the others."""
+        now = self._clock()
+        wrote = False
 
-async def _refusal(connection: AsyncConnection, request: HoldRequest, now: datetime) -> AppError:
-    """Why RESERVE took nothing, asked inside the same SQL transaction."""
-    live = await connection.execute(
-        sql.KEY_IS_LIVE, {"account_id": request.account_id, "key_id": request.key_id, "now": now}
-    )
-    return _invalid_key() if live.one_or_none() is None else _no_quota()
+        def work(connection: Connection) -> list[Outcome]:
+            nonlocal wrote
+            outcomes = run_batch(connection, operations, now, touch)
+            wrote = True
+            return outcomes
 
+        touch = self._to_touch(operations, now)
+        try:
+            outcomes = await self._database.transact(work)
+        except Exception as exc:
+            # Once all was written only the commit can have failed, and perhaps it did not.
+            if wrote or len(operations) == 1 or is_outage(exc.__cause__ or exc):
+                raise
+            logger.warning("a ledger batch was spoilt and is done one by one", exc_info=True)
+            return [await self._run_alone(one) for one in operations]
+        for one, outcome in zip(operations, outcomes, strict=True):
+            if isinstance(one, Reserve) and isinstance(outcome, Hold):
+                self._remember(one.request.key_id, now)
+        return outcomes
 
-async def _first_outcome(connection: AsyncConnection, hold_id: str) -> Resolution:
-    found = await connection.execute(sql.OUTCOME, {"hold_id": hold_id})
-    row = found.one_or_none()
-    if row is None:
-        raise UnknownHold(hold_id)
-    if row.state == HoldState.OPEN:
-        raise ValueError("a capture may not charge more than its hold")
-    return Resolution(hold_id, HoldState(row.state), row.captured_units, row.available)
+    async def _run_alone(self, operation: Operation) -> Outcome:
+        try:
+            (outcome,) = await self._run([operation])
+        except Exception as exc:  # noqa: BLE001 - its own waiter gets it, and nobody else
+            return exc
+        return outcome
 
+    def _to_touch(self, operations: Sequence[Operation], now: datetime) -> dict[str, datetime]:
+        """Keys whose use was not noted lately, each with the time before which a note is old."""
+        before = now - TOUCH_INTERVAL
+        keys = {one.request.key_id for one in operations if isinstance(one, Reserve)}
+        return {key: before for key in keys if self._touched.get(key, before) <= before}
 
-def _invalid_key() -> InvalidKey:
-    return InvalidKey("Incorrect API key provided.")
-
-
-def _no_quota() -> InsufficientQuota:
-    return InsufficientQuota("The account has too few compute units left for this request.")
+    def _remember(self, key_id: str, now: datetime) -> None:
+        last = self._touched.get(key_id)
+        if last is not None and now - last < TOUCH_INTERVAL:
+            return
+        if len(self._touched) >= TOUCHED_MAX:
+            self._touched.clear()
+        self._touched[key_id] = now

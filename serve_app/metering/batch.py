@@ -1,0 +1,254 @@
+"""Holds and their ends, many in one SQL transaction, each with its own outcome.
+
+Data flow: `SqlLedger` -> `GroupCommit` -> `run_batch(connection, operations)` -> one `Hold`,
+`Resolution` or refusal an operation. A refusal changes nothing, so it needs no rollback: every
+check is the condition of the UPDATE that it guards.
+
+Any number of processes run batches at once. Rows are locked in one order, so that they never wait
+for each other in a circle: holds by id, then accounts by id, then keys by id. Inserts need no place
+in it: what they could wait for is guarded by the account's row.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TypeVar
+from uuid import uuid4
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
+
+from serve_app.errors import AppError, IdempotencyKeyReused, InsufficientQuota, InvalidKey
+from serve_app.metering import statements as sql
+from serve_app.metering.types import Hold, HoldRequest, HoldState, Resolution, UnknownHold
+
+
+@dataclass(frozen=True)
+class Reserve:
+    """Make a hold. Its id is chosen here, so that an operation that is repeated makes one."""
+
+    request: HoldRequest
+    hold_id: str = field(default_factory=lambda: f"hold_{uuid4().hex}")
+
+
+@dataclass(frozen=True)
+class Resolve:
+    """End an open hold, or find how it ended before; an expiry answers None then."""
+
+    hold_id: str
+    state: HoldState
+    units: int = 0
+
+
+Item = TypeVar("Item")
+Operation = Reserve | Resolve
+Outcome = Hold | Resolution | Exception | None
+
+
+class _Batch:
+    """One SQL transaction under way; `outcomes` by the operation's place in the batch."""
+
+    def __init__(self, connection: Connection, now: datetime) -> None:
+        self._connection = connection
+        self._now = now
+        self.outcomes: dict[int, Outcome] = {}
+
+    def resolve_all(
+        self, resolves: "list[tuple[int, Resolve]]"
+    ) -> "tuple[list[_Ended], list[tuple[int, Resolve]]]":
+        """The holds that end here, and those that had ended or hold too little."""
+        ended, late = [], []
+        for index, one in sorted(resolves, key=lambda pair: pair[1].hold_id):  # stable: in order
+            values = {"hold_id": one.hold_id, "to": one.state.value, "charge": one.units}
+            found = self._connection.execute(sql.RESOLVE, {**values, "now": self._now})
+            row = found.one_or_none()
+            if row is None:
+                late.append((index, one))
+            else:
+                ended.append(_Ended(index, one, row.account_id, row.units))
+        return ended, late
+
+    def settle(self, account_id: str, ended: "Sequence[_Ended]") -> None:
+        """Take what ended off the account's `held`, all of it in one UPDATE."""
+        values = {
+            "account_id": account_id,
+            "give_back": sum(one.held for one in ended),
+            "charge": sum(one.operation.units for one in ended),
+        }
+        available = self._connection.execute(sql.SETTLE, values).scalar_one()
+        for one in ended:
+            what = one.operation
+            self.outcomes[one.index] = Resolution(what.hold_id, what.state, what.units, available)
+
+    def first_outcome(self, index: int, one: Resolve) -> None:
+        """How a hold that this operation did not end stands."""
+        if one.state is HoldState.EXPIRED:
+            self.outcomes[index] = None  # somebody was faster than the sweep
+            return
+        row = self._connection.execute(sql.OUTCOME, {"hold_id": one.hold_id}).one_or_none()
+        outcome: Outcome
+        if row is None:
+            outcome = UnknownHold(one.hold_id)
+        elif row.state == HoldState.OPEN:
+            outcome = ValueError("a capture may not charge more than its hold")
+        else:
+            state = HoldState(row.state)
+            outcome = Resolution(one.hold_id, state, row.captured_units, row.available)
+        self.outcomes[index] = outcome
+
+    def touch_keys(
+        self, reserves: "Sequence[tuple[int, Reserve]]", touch: Mapping[str, datetime]
+    ) -> None:
+        """Note the use of keys that made a hold."""
+        used = {one.request.key_id for i, one in reserves if isinstance(self.outcomes[i], Hold)}
+        for key_id in sorted(used.intersection(touch)):
+            values = {"key_id": key_id, "now": self._now, "before": touch[key_id]}
+            self._connection.execute(sql.TOUCH_KEY, values)
+
+    def reserve_all(self, wanted: "Sequence[tuple[int, Reserve]]") -> None:
+        """Reserve for holds of one key: the sum at once, or as many as can be had, in order."""
+        keyed = [(i, one) for i, one in wanted if one.request.idempotency_key is not None]
+        plain = [(i, one) for i, one in wanted if one.request.idempotency_key is None]
+        if plain:
+            self._reserve_plain(plain)
+        for index, one in keyed:
+            try:
+                with self._connection.begin_nested():  # a key that is taken undoes this hold only
+                    self._reserve_plain([(index, one)])
+                    if isinstance(self.outcomes[index], Hold):
+                        self._insert([(index, one)])
+            except IntegrityError:
+                self.outcomes[index] = IdempotencyKeyReused(
+                    "This idempotency key belongs to a request that is running or was charged."
+                )
+
+    def _reserve_plain(self, wanted: "Sequence[tuple[int, Reserve]]") -> None:
+        request = wanted[0][1].request
+        total = sum(one.request.units for _, one in wanted)
+        available = self._take(request, total) if total <= sql.UNITS_MAX else None
+        if available is None and len(wanted) > 1:
+            for index, one in wanted:
+                self._reserve_plain([(index, one)])
+            return
+        for index, one in wanted:
+            total -= one.request.units
+            if available is None:
+                self.outcomes[index] = self._refusal(one.request)
+            else:
+                expires_at = self._now + timedelta(seconds=one.request.ttl_s)
+                left = available + total  # the later ones of this sum are not taken yet
+                units = one.request.units
+                hold = Hold(one.hold_id, one.request.account_id, units, left, expires_at)
+                self.outcomes[index] = hold
+
+    def _take(self, request: HoldRequest, units: int) -> int | None:
+        values = {"account_id": request.account_id, "key_id": request.key_id}
+        found = self._connection.execute(sql.RESERVE, {**values, "take": units, "now": self._now})
+        available: int | None = found.scalar_one_or_none()
+        return available
+
+    def _refusal(self, request: HoldRequest) -> AppError:
+        """Why RESERVE took nothing, asked inside the same SQL transaction."""
+        values = {"account_id": request.account_id, "key_id": request.key_id, "now": self._now}
+        live = self._connection.execute(sql.KEY_IS_LIVE, values).one_or_none()
+        return invalid_key() if live is None else no_quota()
+
+    def insert_holds(self, wanted: "Sequence[tuple[int, Reserve]]") -> None:
+        """The rows of the holds that were reserved and have no row yet."""
+        made = [
+            (index, one)
+            for index, one in wanted
+            if one.request.idempotency_key is None and isinstance(self.outcomes[index], Hold)
+        ]
+        if made:
+            self._insert(made)
+
+    def _insert(self, made: "Sequence[tuple[int, Reserve]]") -> None:
+        rows = []
+        for index, one in made:
+            hold = self.outcomes[index]
+            assert isinstance(hold, Hold)
+            rows.append(
+                {
+                    "id": one.hold_id,
+                    **{name: getattr(one.request, name) for name in sql.REQUEST_COLUMNS},
+                    "captured_units": 0,
+                    "state": HoldState.OPEN.value,
+                    "created_at": self._now,
+                    "expires_at": hold.expires_at,
+                }
+            )
+        self._connection.execute(sql.INSERT_HOLD, rows)
+
+    def insert_entries(self, ended: "Sequence[_Ended]") -> None:
+        """One entry for each capture."""
+        rows = [
+            {
+                "account_id": one.account_id,
+                "kind": "capture",
+                "units": -one.operation.units,
+                "hold_id": one.operation.hold_id,
+                "created_at": self._now,
+                "memo": "",
+            }
+            for one in ended
+            if one.operation.units
+        ]
+        if rows:
+            self._connection.execute(sql.INSERT_ENTRY, rows)
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """A hold that this batch ended, before its account is settled."""
+
+    index: int
+    operation: Resolve
+    account_id: str
+    held: int
+
+
+def run_batch(
+    connection: Connection,
+    operations: Sequence[Operation],
+    now: datetime,
+    touch: Mapping[str, datetime],
+) -> list[Outcome]:
+    """Do all operations inside the connection's SQL transaction; one outcome each, in their order.
+
+    What is raised has spoilt the transaction: roll back, and none of them happened. `touch` are the
+    keys whose use is to be noted if they made a hold, with the time before which a note is old.
+    """
+    batch = _Batch(connection, now)
+    resolves = [(i, one) for i, one in enumerate(operations) if isinstance(one, Resolve)]
+    reserves = [(i, one) for i, one in enumerate(operations) if isinstance(one, Reserve)]
+    ended, late = batch.resolve_all(resolves)
+    settled = _grouped(ended, lambda one: one.account_id)
+    wanted = _grouped(reserves, lambda pair: pair[1].request.account_id)
+    for account_id in sorted(settled.keys() | wanted.keys()):
+        if account_id in settled:
+            batch.settle(account_id, settled[account_id])
+        same_account = wanted.get(account_id, [])
+        for same_key in _grouped(same_account, lambda pair: pair[1].request.key_id).values():
+            batch.reserve_all(same_key)
+    batch.insert_holds(reserves)
+    batch.insert_entries(ended)
+    for index, resolve in late:
+        batch.first_outcome(index, resolve)
+    batch.touch_keys(reserves, touch)
+    return [batch.outcomes[index] for index in range(len(operations))]
+
+
+def _grouped(items: Iterable[Item], key: Callable[[Item], str]) -> dict[str, list[Item]]:
+    groups: dict[str, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def invalid_key() -> InvalidKey:
+    return InvalidKey("Incorrect API key provided.")
+
+
+def no_quota() -> InsufficientQuota:
+    return InsufficientQuota("The account has too few compute units left for this request.")
