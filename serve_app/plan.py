@@ -71,6 +71,8 @@ class Plan:
     response_format: ResponseFormat
     partial_images: int
     """Previews of each image, while streaming."""
+    progress: bool
+    """Whether a stream also tells of the queue and the steps."""
     units: int
 
     @property
@@ -101,6 +103,7 @@ class Plan:
             account=account,
             timeout_s=timeout_s,
             previews=self.partial_images,
+            progress=self.progress,
         )
 
 
@@ -140,6 +143,7 @@ def plan_job(request: ImageRequest, catalogue: Catalogue, random_seed: Callable[
         else request.output_compression,
         response_format=request.response_format or "url",
         partial_images=request.partial_images or 0,
+        progress=request.stream_progress or False,
         units=compute_units(n, width, height, steps, config.reference_steps),
     )
 
@@ -148,6 +152,8 @@ def _refuse_unsupported(request: ImageRequest) -> None:
     """A field that cannot be honoured is refused: ignoring it would deliver something else."""
     if request.partial_images and not request.stream:
         raise InvalidValue("'partial_images' needs 'stream': true.").at("partial_images")
+    if request.stream_progress and not request.stream:
+        raise InvalidValue("'stream_progress' needs 'stream': true.").at("stream_progress")
     if request.background == "transparent":
         raise UnsupportedValue("FLUX draws opaque images only.").at("background")
     if request.negative_prompt:

@@ -89,6 +89,10 @@ class ImageRequest(WireRequest):
         le=3,
         description="Previews of each image, with `stream` only; at most steps - 1 are made.",
     )
+    stream_progress: bool | None = Field(
+        None,
+        description="With `stream` only: also events about the queue and the steps. Not OpenAI's.",
+    )
     negative_prompt: str | None = Field(
         None, max_length=PROMPT_MAX_CHARS, description="Not supported by FLUX; must be empty."
     )
@@ -146,38 +150,6 @@ class ImagesResponse(BaseModel):
     seeds: list[int] = Field(description="Seed of each image.")
     steps: int = Field(description="Denoising steps.")
     usage: Usage
-
-
-class ImageEvent(BaseModel):
-    """What every event of a stream says; keys beyond OpenAI's come last."""
-
-    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
-
-    type: str
-    b64_json: str = Field(description="The file, base64.")
-    created_at: int = Field(description="Unix time in seconds.")
-    size: str = Field(description="Actual `WIDTHxHEIGHT`.")
-    quality: Quality
-    background: Literal["opaque"] = "opaque"
-    output_format: OutputFormat
-
-
-class PartialImageEvent(ImageEvent):
-    """A preview of an image while `stream` is on."""
-
-    type: Literal["image_generation.partial_image"] = "image_generation.partial_image"
-    partial_image_index: int = Field(description="Counts the previews of one image from 0.")
-    image_index: int = Field(description="Which of the `n` images, counted from 0.")
-
-
-class CompletedEvent(ImageEvent):
-    """A finished image while `stream` is on."""
-
-    type: Literal["image_generation.completed"] = "image_generation.completed"
-    usage: Usage = Field(description="Compute units of this image.")
-    image_index: int = Field(description="Which of the `n` images, counted from 0.")
-    seed: int = Field(description="Send it again to get this image alone.")
-    url: str = Field(description="Signed link; empty only where no image store is configured.")
 
 
 class QuoteResponse(BaseModel):

@@ -1,7 +1,8 @@
 """One streamed job from hold to charge, as events. No HTTP, no Ray.
 
-Data flow: engine events (`Queued`, `Preview`, `Finished`) -> `deliver` stores each image as it is
-done -> `Opened`, `Admitted`, `PreviewImage`, `CompletedImage` for the client -> `Settler.settle`.
+Data flow: engine events (`Queued`, `Step`, `Preview`, `Finished`) -> `deliver` stores each image as
+it is done -> `Opened`, `Admitted`, `StepDone`, `PreviewImage`, `CompletedImage` for the client ->
+`Settler.settle`.
 
 An image counts as delivered when whoever reads the events has sent it and asks for the next one.
 However the stream ends, what was delivered is charged and nothing else: images are stored before
@@ -13,7 +14,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from serve_app.engine.job import Event, Finished, Preview, Queued
+from serve_app.engine.job import Event, Finished, Preview, Queued, Step
 from serve_app.errors import DeadlineExceeded, GenerationFailed
 from serve_app.metering.types import Hold
 from serve_app.plan import Plan
@@ -33,7 +34,20 @@ class Opened:
 
 @dataclass(frozen=True)
 class Admitted:
-    """A replica has taken the job."""
+    """A replica has taken the job, with `ahead` samples of other jobs before it."""
+
+    ahead: int
+    estimated_s: float | None
+    """Seconds until all is drawn; None when unknown."""
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """Image `index` has got through `step` of its `steps`; only where the plan asks for it."""
+
+    index: int
+    step: int
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,7 @@ class CompletedImage:
     data: bytes = field(repr=False)
 
 
-StreamEvent = Opened | Admitted | PreviewImage | CompletedImage
+StreamEvent = Opened | Admitted | StepDone | PreviewImage | CompletedImage
 
 
 async def deliver(
@@ -115,7 +129,9 @@ class _Delivery:
         if isinstance(event, Preview):
             return PreviewImage(event.index, event.number, event.image)
         if isinstance(event, Queued):
-            return Admitted()
+            return Admitted(event.ahead, event.estimated_s)
+        if isinstance(event, Step) and self._plan.progress:
+            return StepDone(event.index, event.step, event.steps)
         if event is None:
             raise GenerationFailed("The model returned the wrong number of images.")
         return None

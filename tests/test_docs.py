@@ -14,15 +14,14 @@ from serve_app.adminschema import ModelStatus, ReplicaStatus
 from serve_app.checkconfig import check_config_file
 from serve_app.cli import app as cli
 from serve_app.errors import all_error_classes
+from serve_app.eventschema import CompletedEvent, PartialImageEvent, ProgressEvent, QueuedEvent
 from serve_app.ingress.admin import AdminApi
 from serve_app.ingress.routes import Api
 from serve_app.schema import (
     AccountResponse,
-    CompletedEvent,
     ImageRequest,
     ImagesResponse,
     ModelCapabilities,
-    PartialImageEvent,
     QuoteResponse,
 )
 from tests.render_configuration import PAGE, render
@@ -130,6 +129,7 @@ def test_every_error_is_documented() -> None:
         ("### Request", set(ImageRequest.model_fields)),
         ("### Reply", set(ImagesResponse.model_fields)),
         ("### Streaming", {*PartialImageEvent.model_fields, *CompletedEvent.model_fields}),
+        ("### Progress events", {*QueuedEvent.model_fields, *ProgressEvent.model_fields}),
         ("## Quote", set(QuoteResponse.model_fields)),
         ("## Account", set(AccountResponse.model_fields)),
         (

@@ -19,7 +19,7 @@ from ray.serve.exceptions import (
 )
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.engine.job import Event, Finished, GenerationJob, GenerationResult, Preview
+from serve_app.engine.job import Event, Finished, GenerationJob, GenerationResult, Preview, Step
 from serve_app.errors import AppError, GenerationFailed, Overloaded, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class HandleGenerator:
             try:
                 async with aclosing(self._stream(part)) as events:
                     async for event in events:
-                        if isinstance(event, Preview | Finished):
+                        if isinstance(event, Step | Preview | Finished):
                             event = dataclasses.replace(event, index=indices[event.index])
                         if isinstance(event, Finished):
                             missing.remove(event.index)

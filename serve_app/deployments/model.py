@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from ray import serve
 
 from serve_app.config import BatchingConfig, ModelConfig
-from serve_app.engine.job import EngineStats, Event, GenerationJob, GenerationResult, Step
+from serve_app.engine.job import EngineStats, Event, GenerationJob, GenerationResult
+from serve_app.engine.progress import StepThrottle
 from serve_app.errors import ConfigError
 from serve_app.observability import configure_logging
 
@@ -63,11 +64,12 @@ class FluxModel:
         return await self.engine.generate(job, embedding)
 
     async def stream(self, job: GenerationJob) -> AsyncGenerator[Event, None]:
-        """Events of a job as they come, all but its steps; cancelling it works the same."""
+        """Events of a job as they come, steps only if asked for; cancelling it works the same."""
         embedding = await self._encode(job.prompt)
+        throttle = StepThrottle(job)
         async with aclosing(self.engine.submit(job, embedding)) as events:
             async for event in events:
-                if not isinstance(event, Step):  # nobody reads them, and each would be a message
+                if throttle.passes(event):  # each event is a message
                     yield event
 
     @serve.batch  # type: ignore[untyped-decorator]

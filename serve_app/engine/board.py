@@ -17,6 +17,7 @@ from serve_app.engine.job import (
     Finished,
     GenerationJob,
     JobCancelled,
+    Queued,
 )
 from serve_app.engine.meters import Meters
 from serve_app.engine.planner import Estimate, Planner
@@ -122,8 +123,8 @@ class Board:
 
     def admit(
         self, job: GenerationJob, deliver: Deliver, embedding: PromptEmbedding | None
-    ) -> tuple[JobRun, int]:
-        """Queue a job; return it and the number of samples before it.
+    ) -> tuple[JobRun, Queued]:
+        """Queue a job; return it and what to tell its owner.
 
         Raises:
             Draining: the engine is closing. Unavailable: it is dead.
@@ -134,7 +135,7 @@ class Board:
         with self.changed:
             self.refuse_when_closed()
             ahead = self._inside()
-            self._refuse_hopeless(job, ahead)
+            expected = self._refuse_hopeless(job, ahead)
             embedding = embedding or PromptEmbedding(job.prompt)
             now = time.monotonic()
             run = JobRun(job, deliver, embedding, now, count, not embedding.pending)
@@ -142,7 +143,7 @@ class Board:
             self.samples.extend(SampleRun(run, index) for index in range(count))
             self.planner.shares.enter(id(run), job.account)
             self.changed.notify_all()
-        return run, ahead
+        return run, Queued(job.job_id, ahead, expected.finish_s if expected else None)
 
     def refuse_when_closed(self) -> None:
         """Raise once nobody would ever take a new job from the board."""
@@ -238,8 +239,11 @@ class Board:
             inside = [sample.candidate for sample in self.samples]
             return self.planner.estimate(inside, [one] * len(job.seeds))
 
-    def _refuse_hopeless(self, job: GenerationJob, ahead: int) -> None:
-        """Refuse what finds no room, or would only be thrown away at its deadline."""
+    def _refuse_hopeless(self, job: GenerationJob, ahead: int) -> Estimate | None:
+        """Refuse what finds no room, or would only be thrown away at its deadline.
+
+        Returns when the job should be done, as far as that is known.
+        """
         expected = self.estimate(job)
         wait_s = round(expected.ahead_s) if expected else 0
         retry_after_s = max(1, min(RETRY_AFTER_MAX_S, wait_s))
@@ -250,6 +254,7 @@ class Board:
                 raise DeadlineExceeded("The images take longer than a request may.")
             message = "The images could not be finished in time. Try again later."
             raise Overloaded(message).after(retry_after_s)
+        return expected
 
     def _deliver(self, run: JobRun, item: Event | Exception | None) -> None:
         try:

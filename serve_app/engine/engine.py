@@ -26,7 +26,6 @@ from serve_app.engine.job import (
     GenerationJob,
     GenerationResult,
     ModelInfo,
-    Queued,
 )
 from serve_app.engine.measure import device_key, measure
 from serve_app.engine.optimize import optimize, prepare_thread
@@ -142,9 +141,9 @@ class Engine:
         def deliver(item: Event | Exception | None) -> None:
             loop.call_soon_threadsafe(events.put_nowait, item)
 
-        run, ahead = self._board.admit(job, deliver, prompt_embedding)
+        run, queued = self._board.admit(job, deliver, prompt_embedding)
         try:
-            yield Queued(job.job_id, ahead)
+            yield queued
             while (item := await events.get()) is not None:
                 if isinstance(item, Exception):
                     raise item

@@ -29,6 +29,8 @@ class GenerationJob:
     """Time left when the job was sent; clocks of two machines are never compared."""
     previews: int = 0
     """Previews of each sample on its way; see `preview_steps`."""
+    progress: bool = False
+    """Whether `Step`s shall leave the replica; see `progress.StepThrottle`."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Queued:
 
     job_id: str
     ahead: int
+    estimated_s: float | None = None
+    """Seconds until all its samples are drawn; None before the engine has timed a step."""
 
 
 @dataclass(frozen=True)

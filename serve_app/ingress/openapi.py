@@ -11,16 +11,15 @@ from pydantic.json_schema import models_json_schema
 
 from serve_app import __version__
 from serve_app.adminschema import StatusResponse
+from serve_app.eventschema import CompletedEvent, PartialImageEvent, ProgressEvent, QueuedEvent
 from serve_app.schema import (
     AccountResponse,
-    CompletedEvent,
     ErrorBody,
     HealthResponse,
     ImageRequest,
     ImagesResponse,
     ModelList,
     ModelObject,
-    PartialImageEvent,
     QuoteResponse,
 )
 
@@ -43,7 +42,13 @@ _ERRORS = {
     503: "Overloaded, starting or a dependency is down; see `Retry-After`.",
     504: "Not ready in time; nothing was charged.",
 }
-_EVENTS: tuple[type[BaseModel], ...] = (PartialImageEvent, CompletedEvent, ErrorBody)
+_EVENTS: tuple[type[BaseModel], ...] = (
+    PartialImageEvent,
+    CompletedEvent,
+    QueuedEvent,
+    ProgressEvent,
+    ErrorBody,
+)
 """What the `data:` of one event of a stream may hold."""
 _COMMON = (405, 500, 503)
 _KEYED = (401, 403, *_COMMON)

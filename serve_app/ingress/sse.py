@@ -14,10 +14,18 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import Receive, Scope, Send
 
 from serve_app.errors import AppError
+from serve_app.eventschema import CompletedEvent, PartialImageEvent, ProgressEvent, QueuedEvent
 from serve_app.ingress.disconnect import disconnected
 from serve_app.ingress.errors import error_body
-from serve_app.schema import CompletedEvent, PartialImageEvent, Usage
-from serve_app.streaming import CompletedImage, Opened, PreviewImage, StreamEvent
+from serve_app.schema import Usage
+from serve_app.streaming import (
+    Admitted,
+    CompletedImage,
+    Opened,
+    PreviewImage,
+    StepDone,
+    StreamEvent,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +36,8 @@ HEARTBEAT_S = 10.0
 """Well under the idle timeouts of proxies, which begin at 30 s."""
 SEND_GRACE_S = 5.0
 """What a write may take in any case; before the job's deadline it may take until then."""
+
+_WireEvent = PartialImageEvent | CompletedEvent | QueuedEvent | ProgressEvent
 
 
 class ClientGone(Exception):
@@ -119,13 +129,22 @@ class _Writer:
             await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
     def _frame(self, event: StreamEvent | None) -> bytes:
-        if isinstance(event, PreviewImage | CompletedImage):
-            wire = self._wire(event)
-            return f"event: {wire.type}\ndata: {wire.model_dump_json()}\n\n".encode()
-        return HEARTBEAT if event is None else b""
+        if event is None:
+            return HEARTBEAT
+        wire = self._wire(event)
+        return f"event: {wire.type}\ndata: {wire.model_dump_json()}\n\n".encode() if wire else b""
 
-    def _wire(self, event: PreviewImage | CompletedImage) -> PartialImageEvent | CompletedEvent:
+    def _wire(self, event: StreamEvent) -> _WireEvent | None:
+        """What the client is sent; None for what it did not ask to know."""
         plan = self._plan
+        if isinstance(event, StepDone):
+            return ProgressEvent(image_index=event.index, step=event.step, steps=event.steps)
+        if isinstance(event, Admitted) and plan.progress:
+            seconds = event.estimated_s
+            rounded = None if seconds is None else round(seconds, 2)
+            return QueuedEvent(ahead=event.ahead, estimated_s=rounded)
+        if not isinstance(event, PreviewImage | CompletedImage):
+            return None
         common = {
             "b64_json": base64.b64encode(event.data).decode("ascii"),
             "created_at": int(time.time()),

@@ -95,6 +95,28 @@ def test_three_images_are_told_apart_and_paid_for(client: openai.OpenAI, served:
     assert (after["captured"] - before["captured"], after["held"]) == (3 * UNITS, before["held"])
 
 
+def test_nothing_unknown_comes_unasked(client: openai.OpenAI) -> None:
+    kinds = {event.type for event in read(client, n=2, partial_images=3, quality="hd")}
+    assert kinds == {"image_generation.partial_image", "image_generation.completed"}
+
+
+def test_progress_comes_when_asked_for(client: openai.OpenAI) -> None:
+    first, *rest = read(
+        client, n=2, partial_images=1, quality="hd", extra_body={"stream_progress": True}
+    )
+    assert (first.type, first.ahead) == ("image_generation.queued", 0)
+    for index in range(2):
+        own = [event for event in rest if event.image_index == index]
+        steps = [event for event in own if event.type == "image_generation.progress"]
+        assert [event.steps for event in steps] == [8] * len(steps)
+        counted = [event.step for event in steps]
+        assert counted[0] == 1
+        assert counted == sorted(set(counted))
+        assert own[-1].type == "image_generation.completed"
+    previews = [event for event in rest if event.type == "image_generation.partial_image"]
+    assert len(previews) == 2
+
+
 def test_few_steps_give_few_previews(client: openai.OpenAI) -> None:
     assert len(read(client, partial_images=3, quality="low")) == 1 + 1
     assert len(read(client, partial_images=3, extra_body={"steps": 1})) == 0 + 1

@@ -75,6 +75,22 @@ def test_a_stream_opens_and_shows_previews_while_the_model_draws(main: App) -> N
     assert settled(main) - before == events[-1]["usage"]["compute_units"]
 
 
+def test_progress_tells_the_queue_and_every_image_s_steps(strict: App) -> None:
+    """`strict` has one replica, which is busy with the first job when the second one comes."""
+    body = {**SMALL, "stream_progress": True, "num_inference_steps": 16}
+    with opened(strict, body) as first, opened(strict, body) as second:
+        one, two = list(events_of(first)), list(events_of(second))
+    assert (one[0]["type"], one[0]["ahead"]) == ("image_generation.queued", 0)
+    assert two[0]["ahead"] == 1
+    assert two[0]["estimated_s"] > 0
+    for events in (one, two):
+        steps = [event["step"] for event in events if event["type"].endswith("progress")]
+        assert steps[0] == 1
+        assert steps == sorted(set(steps))
+        assert all(event["steps"] == 16 for event in events if event["type"].endswith("progress"))
+        assert events[-1]["type"] == "image_generation.completed"
+
+
 def test_a_client_that_leaves_before_its_image_stops_the_drawing_and_pays_nothing(
     main: App,
 ) -> None:

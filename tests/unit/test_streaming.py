@@ -24,7 +24,14 @@ from serve_app.errors import (
 from serve_app.metering.tables import holds
 from serve_app.metering.types import HoldState
 from serve_app.schema import ImageRequest
-from serve_app.streaming import Admitted, CompletedImage, Opened, PreviewImage, StreamEvent
+from serve_app.streaming import (
+    Admitted,
+    CompletedImage,
+    Opened,
+    PreviewImage,
+    StepDone,
+    StreamEvent,
+)
 
 MakeWorld = Callable[..., Awaitable[World]]
 THREE = ImageRequest(prompt="a red circle", n=3, seed=5, stream=True)
@@ -95,7 +102,7 @@ async def test_events_come_as_the_engine_sends_them(world: World) -> None:
     assert isinstance(opened, Opened)
     assert opened.plan.n == 2
     assert opened.available_units == (await world.balance()).available
-    assert admitted == Admitted()
+    assert admitted == Admitted(ahead=3, estimated_s=None)
     assert [type(event).__name__ for event in rest] == [
         "PreviewImage", "PreviewImage", "CompletedImage", "PreviewImage", "CompletedImage",
     ]  # fmt: skip
@@ -107,6 +114,20 @@ async def test_events_come_as_the_engine_sends_them(world: World) -> None:
     assert done.data == b"png 1024x1024 seed 6"
     assert (await world.client(None).get(done.url)).content == done.data
     await assert_charged_for(world, 2)
+
+
+async def test_steps_are_told_of_where_the_request_asks_for_it(world: World) -> None:
+    async def play(job: GenerationJob) -> AsyncGenerator[Event, None]:
+        yield Queued(job.job_id, 3, 1.5)
+        yield Step(job.job_id, 0, 1, 4)
+        yield pictures(job, 1).images[0]
+
+    world.generator.play = play
+    events = await read(world, ImageRequest(prompt="x", stream=True, stream_progress=True))
+    assert events[1:3] == [Admitted(ahead=3, estimated_s=1.5), StepDone(index=0, step=1, steps=4)]
+    await read(world, ImageRequest(prompt="x", stream=True, stream_progress=False))
+    assert [job.progress for job in world.generator.jobs] == [True, False]
+    assert await world.charged() == 2 * UNITS_1024
 
 
 async def test_the_job_asks_for_the_previews_that_were_asked_for(world: World) -> None:

@@ -16,7 +16,7 @@ from ray.serve.exceptions import (
 from scripted import pictures, preview
 
 from serve_app.deployments.generator import HandleGenerator
-from serve_app.engine.job import Event, GenerationJob, GenerationResult, Queued
+from serve_app.engine.job import Event, GenerationJob, GenerationResult, Queued, Step
 from serve_app.errors import (
     AppError,
     DeadlineExceeded,
@@ -264,9 +264,12 @@ async def test_a_replica_that_dies_after_an_image_is_replaced_for_the_others() -
     """The other replica draws a job of one sample, which is the first of its own."""
     second = dataclasses.replace(SECOND, index=0)
     again = dataclasses.replace(PREVIEWS[1], index=0)
-    handle = StreamHandle((QUEUED, *PREVIEWS, FIRST, ActorDiedError()), (QUEUED, again, second))
+    step = Step("job-1", 0, 1, 4)
+    handle = StreamHandle(
+        (QUEUED, *PREVIEWS, FIRST, ActorDiedError()), (QUEUED, step, again, second)
+    )
     events = [event for event in await play(handle) if event != QUEUED]
-    assert events == [*PREVIEWS, FIRST, SECOND]
+    assert events == [*PREVIEWS, FIRST, dataclasses.replace(step, index=1), SECOND]
     assert handle.jobs[1].seeds == (8,)
 
 

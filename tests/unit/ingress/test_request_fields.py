@@ -78,6 +78,8 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("stream", "true", "invalid_type"),
     ("stream", 1, "invalid_type"),
     ("partial_images", 1, "invalid_value"),  # without `stream`
+    ("stream_progress", "true", "invalid_type"),
+    ("stream_progress", True, "invalid_value"),  # without `stream`
     ("partial_images", 3, "invalid_value"),
     ("partial_images", 4, "invalid_value"),
     ("partial_images", False, "invalid_type"),
@@ -138,6 +140,7 @@ SERVED: list[tuple[str, Any]] = [
     ("background", "opaque"),
     ("background", "auto"),
     ("stream", False),
+    ("stream_progress", False),
     ("stream", True),
     ("partial_images", 0),
     ("negative_prompt", ""),

@@ -12,7 +12,7 @@ import pytest
 from scripted import UNITS_1024, Connection, World, error_of, pictures, preview
 
 from serve_app import settle
-from serve_app.engine.job import Event, GenerationJob, Queued
+from serve_app.engine.job import Event, GenerationJob, Queued, Step
 from serve_app.errors import GenerationFailed, Overloaded
 from serve_app.ingress import sse
 
@@ -76,6 +76,48 @@ async def test_the_bytes_of_a_stream_are_openais(make_world: MakeWorld) -> None:
     assert reply.text == expected
 
 
+async def busy(job: GenerationJob) -> AsyncGenerator[Event, None]:
+    """A job that waits behind two images, and takes two steps."""
+    yield Queued(job.job_id, 2, 1.2345)
+    yield Step(job.job_id, 0, 1, 2)
+    yield preview(job, 0, 0)
+    yield Step(job.job_id, 0, 2, 2)
+    yield pictures(job, 1).images[0]
+
+
+async def test_progress_that_was_asked_for_comes_between_openais_events(world: World) -> None:
+    world.generator.play = busy
+    reply = await world.draw(stream=True, partial_images=1, stream_progress=True)
+    queued, first, shown, second, done = parts(reply.text)
+    name = "image_generation.queued"
+    assert queued == (name, {"type": name, "ahead": 2, "estimated_s": 1.23})
+    name = "image_generation.progress"
+    assert first == (name, {"type": name, "image_index": 0, "step": 1, "steps": 2})
+    assert second == (name, {"type": name, "image_index": 0, "step": 2, "steps": 2})
+    assert [event[0] for event in (shown, done)] == [
+        "image_generation.partial_image",
+        "image_generation.completed",
+    ]
+
+
+async def test_an_estimate_that_nobody_can_give_is_null(world: World) -> None:
+    reply = await world.draw(stream=True, stream_progress=True)
+    (_, queued), _ = parts(reply.text)
+    assert queued == {"type": "image_generation.queued", "ahead": 0, "estimated_s": None}
+
+
+@pytest.mark.parametrize("body", [{}, {"stream_progress": False}, {"stream_progress": None}])
+async def test_without_progress_asked_for_there_are_openais_events_only(
+    world: World, body: dict[str, Any]
+) -> None:
+    world.generator.play = busy
+    reply = await world.draw(stream=True, partial_images=1, **body)
+    assert [name for name, _ in parts(reply.text)] == [
+        "image_generation.partial_image",
+        "image_generation.completed",
+    ]
+
+
 async def test_the_headers_of_a_stream(world: World) -> None:
     reply = await world.draw(stream=True, n=2, model="black-forest-labs/FLUX.1-schnell")
     assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
@@ -129,6 +171,7 @@ async def test_stream_false_is_one_json_object(world: World) -> None:
     [
         ({"size": "1x1"}, 400, "size"),
         ({"partial_images": 4}, 400, "partial_images"),
+        ({"stream_progress": 1}, 400, "stream_progress"),
         ({"model": "dall-e-3"}, 404, "model"),
         ({"n": 10}, 402, None),
     ],
