@@ -75,22 +75,6 @@ def test_a_stream_opens_and_shows_previews_while_the_model_draws(main: App) -> N
     assert settled(main) - before == events[-1]["usage"]["compute_units"]
 
 
-def test_progress_tells_the_queue_and_every_image_s_steps(strict: App) -> None:
-    """`strict` has one replica, which is busy with the first job when the second one comes."""
-    body = {**SMALL, "stream_progress": True, "num_inference_steps": 16}
-    with opened(strict, body) as first, opened(strict, body) as second:
-        one, two = list(events_of(first)), list(events_of(second))
-    assert (one[0]["type"], one[0]["ahead"]) == ("image_generation.queued", 0)
-    assert two[0]["ahead"] == 1
-    assert two[0]["estimated_s"] > 0
-    for events in (one, two):
-        steps = [event["step"] for event in events if event["type"].endswith("progress")]
-        assert steps[0] == 1
-        assert steps == sorted(set(steps))
-        assert all(event["steps"] == 16 for event in events if event["type"].endswith("progress"))
-        assert events[-1]["type"] == "image_generation.completed"
-
-
 def test_a_client_that_leaves_before_its_image_stops_the_drawing_and_pays_nothing(
     main: App,
 ) -> None:
@@ -122,6 +106,29 @@ def test_a_replica_that_dies_before_an_image_goes_unnoticed(main: App) -> None:
         kill_busy_replica(main)
         seen += events
     assert [event.get("partial_image_index") for event in seen] == [0, 1, 2, None]
+    assert settled(main) - before == seen[-1]["usage"]["compute_units"]
+
+
+def test_progress_begins_anew_on_the_replica_that_takes_over(main: App) -> None:
+    eventually(lambda: healthy(main), "both replicas are up")
+    before = main.books()["captured"]
+    with opened(main, {**LONG, "size": "512x512", "stream_progress": True}) as reply:
+        events = events_of(reply)
+        seen = [next(events), next(events)]
+        assert [event["type"] for event in seen] == [
+            "image_generation.queued",
+            "image_generation.progress",
+        ]
+        kill_busy_replica(main)
+        seen += events
+    (again,) = [i for i, event in enumerate(seen) if i and event["type"].endswith("queued")]
+    for part in (seen[:again], seen[again:]):
+        steps = [event for event in part if event["type"].endswith("progress")]
+        assert steps[0]["step"] == 1
+        assert {(event["image_index"], event["steps"]) for event in steps} == {(0, 50)}
+        counted = [event["step"] for event in steps]
+        assert counted == sorted(set(counted))
+    assert completed(seen) == [0]
     assert settled(main) - before == seen[-1]["usage"]["compute_units"]
 
 

@@ -39,6 +39,14 @@ def test_a_job_that_cannot_be_done_in_time_is_refused_with_an_estimate() -> None
     assert full.stats().backlog_s == pytest.approx(11 * 6.25)
 
 
+def test_a_job_is_told_who_is_before_it_and_when_it_will_be_done() -> None:
+    queue = board(step_batch_max_samples=1)
+    queue.admit(job(job_id="first"), lambda _: None, None)
+    _, told = queue.admit(job(job_id="second"), lambda _: None, None)
+    assert (told.job_id, told.ahead) == ("second", 1)
+    assert told.estimated_s == pytest.approx(2 * 6.25)
+
+
 def test_a_shorter_job_that_will_overtake_is_let_in() -> None:
     full = board(step_batch_max_samples=1)
     for number in range(10):
@@ -76,7 +84,8 @@ def test_a_job_too_long_even_alone_is_not_asked_to_come_back() -> None:
 def test_nobody_is_refused_before_anything_was_measured() -> None:
     new = Board(1000, make_planner())
     for number in range(100):
-        new.admit(job(job_id=f"{number}", timeout_s=1.0), lambda _: None, None)
+        _, told = new.admit(job(job_id=f"{number}", timeout_s=1.0), lambda _: None, None)
+        assert (told.ahead, told.estimated_s) == (number, None)
     assert new.estimate(job()) is None
     assert new.stats().backlog_s == 0
 
