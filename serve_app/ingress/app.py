@@ -10,6 +10,7 @@ from serve_app.errors import AppError
 from serve_app.ingress.admin import AdminApi, Fleet
 from serve_app.ingress.errors import on_app_error, on_http_exception, on_unexpected
 from serve_app.ingress.middleware import RequestEnvelope
+from serve_app.ingress.pages import Pages
 from serve_app.ingress.routes import Api
 from serve_app.metering.admin import LedgerAdmin
 from serve_app.service import ImageService
@@ -27,7 +28,7 @@ def create_app(
     """
     api, admin = Api(service, models_ready), AdminApi(service, ledger_admin, fleet)
     app = Starlette(
-        routes=[*api.routes(), *admin.routes()],
+        routes=[*api.routes(), *admin.routes(), *Pages(service.config).routes()],
         exception_handlers={
             AppError: on_app_error,
             HTTPException: on_http_exception,

@@ -1,0 +1,207 @@
+"""A person draws pictures: price before, progress during, files and code after."""
+
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from playwright.sync_api import expect
+
+from tests.browser.conftest import DRAWN_WITHIN_MS, MakeVisit, Visit, number
+from tests.conftest import Served
+
+pytestmark = pytest.mark.serve
+
+LONG = {"size": "1024x1024", "n": 4, "quality": "High"}
+"""Takes many seconds without a GPU."""
+RECORD = """
+window.seen = [];
+new MutationObserver(() => {
+  for (const tile of document.querySelectorAll('.tile')) {
+    const bar = tile.querySelector('progress');
+    const said = [tile.querySelector('p')?.textContent, bar?.value, bar?.max].join('|');
+    if (!window.seen.includes(said)) window.seen.push(said);
+  }
+}).observe(document.getElementById('jobs'), {subtree: true, childList: true, attributes: true});
+"""
+
+
+def test_a_development_server_needs_no_typing(visit: Visit) -> None:
+    visit.open()
+    page = visit.page
+    expect(page.locator("#model option")).to_have_text(["flux-mini"])
+    expect(page.locator("#development-note")).to_be_visible()
+    expect(page.locator("#empty")).to_be_visible()
+    assert visit.quoted() == 1024 * 1024
+
+
+def test_a_picture_takes_shape_and_costs_what_was_quoted(visit: Visit, served: Served) -> None:
+    visit.open()
+    page = visit.page
+    visit.choose(size="512x512", n=2, quality="High")
+    quoted, before = visit.quoted(), served.balance()
+    page.evaluate(RECORD)
+    visit.generate()
+    expect(page.locator(".frame.preview img").first).to_be_visible(timeout=DRAWN_WITHIN_MS)
+    said = visit.wait_until_done()
+    after = served.balance()
+    assert said == f"Done: 2 pictures. {quoted:,} CU charged."
+    assert after["captured"] - before["captured"] == quoted == 2 * 2 * 512 * 512
+    expect(page.locator("#account-available")).to_have_text(f"{after['available']:,}")
+    expect(page.locator("#account-session")).to_have_text(f"{quoted:,}")
+    seen = page.evaluate("window.seen")
+    assert any(text.startswith("Next in line") for text in seen), seen
+    steps = [
+        tuple(map(int, m.groups())) for t in seen if (m := re.match(r"Step (\d) of 8\|(\d)\|8", t))
+    ]
+    assert steps
+    assert all(told == shown for told, shown in steps)
+    sizes = "(images) => images.map((image) => [image.naturalWidth, image.naturalHeight])"
+    assert page.locator(".tile img").evaluate_all(sizes) == [[512, 512], [512, 512]]
+    files = [visit.save(index) for index in range(2)]
+    assert len(set(files)) == 2
+    for data in files:
+        with Image.open(io.BytesIO(data)) as image:
+            assert (image.format, image.size) == ("PNG", (512, 512))
+
+
+def test_the_price_follows_the_settings(visit: Visit) -> None:
+    visit.open()
+    for size, n, quality, units in [
+        ("256x256", 1, "Standard", 256 * 256),
+        ("256x256", 3, "Standard", 3 * 256 * 256),
+        ("256x256", 3, "Low", 3 * 256 * 256 // 2),
+        ("768x512", 1, "High", 2 * 768 * 512),
+    ]:
+        visit.choose(size=size, n=n, quality=quality)
+        assert visit.quoted() == units
+
+
+def test_typing_asks_for_the_price_once_it_pauses(visit: Visit) -> None:
+    visit.open()
+    visit.quoted()
+    asked: list[str] = []
+    page = visit.page
+    page.on("request", lambda r: asked.append(r.url) if r.url.endswith("/quote") else None)
+    page.get_by_role("textbox", name="Prompt").press_sequentially("a red circle on white")
+    visit.quoted()
+    assert 1 <= len(asked) < 10
+
+
+def test_the_code_of_a_picture_draws_exactly_that_picture(
+    visiting: MakeVisit, served: Served, tmp_path: Path
+) -> None:
+    with visiting(permissions=["clipboard-read", "clipboard-write"]) as visit:
+        page = visit.page
+        visit.open()
+        visit.draw('a "red" circle, it\'s on a blue background \\ $HOME `ls` é 🎈', n=2)
+        page.get_by_role("button", name="Code").nth(1).click()
+        codes = {}
+        for kind in ("curl", "Python"):
+            page.get_by_role("button", name=f"Copy {kind}").click()
+            expect(page.locator("#copy-state")).to_have_text("Copied.")
+            codes[kind] = page.evaluate("navigator.clipboard.readText()")
+        page.get_by_role("button", name="Close").first.click()
+        second = visit.save(1)
+        page.get_by_role("button", name="Reuse").nth(1).click()
+        expect(page.locator("#n")).to_have_value("1")
+        visit.generate()
+        visit.wait_until_done()
+        alone = visit.save(0)
+    assert pixels(alone) == pytest.approx(pixels(second), abs=2)  # it shared the device before
+    assert served.key not in codes["curl"] + codes["Python"]
+    for kind, command in {"curl": ["bash", "-c"], "Python": [sys.executable, "-c"]}.items():
+        folder = tmp_path / kind
+        folder.mkdir()
+        environment = {**os.environ, "FLUX_SERVE_API_KEY": served.key}
+        words = [*command, codes[kind]]
+        done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        (file,) = folder.iterdir()
+        assert file.read_bytes() == alone, kind
+
+
+def pixels(data: bytes) -> list[int]:
+    with Image.open(io.BytesIO(data)) as image:
+        return list(image.convert("RGB").tobytes())
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WebP"])
+def test_a_picture_comes_in_the_format_that_was_chosen(visit: Visit, kind: str) -> None:
+    visit.open()
+    visit.page.get_by_role("radio", name=kind).check()
+    visit.draw()
+    with Image.open(io.BytesIO(visit.save())) as image:
+        assert image.format == kind.upper()
+
+
+def test_cancelling_stops_the_drawing_and_costs_nothing(visit: Visit, served: Served) -> None:
+    visit.open()
+    page = visit.page
+    visit.choose(**LONG)
+    before = served.balance()
+    visit.generate()
+    expect(page.locator(".tile-state").first).to_contain_text(
+        re.compile("Step|line|ahead"), timeout=DRAWN_WITHIN_MS
+    )
+    units = f"{served.balance()['held']:,}"
+    expect(page.locator("#account-held")).to_have_text(units)
+    assert units != "0"
+    page.get_by_role("button", name="Cancel").first.click()
+    expect(page.locator("#notices")).to_contain_text("Nothing was charged.")
+    expect(page.locator("#empty")).to_be_visible()
+    expect(page.locator("#account-held")).to_have_text("0")
+    after = served.balance()
+    assert (after["captured"], after["held"]) == (before["captured"], 0)
+    assert visit.draw().startswith("Done: 1 picture.")
+
+
+def test_everything_works_from_the_keyboard(visit: Visit) -> None:
+    visit.open()
+    page = visit.page
+    press = page.keyboard.press
+    visit.choose()
+    page.get_by_role("textbox", name="Prompt").focus()
+    page.keyboard.press("End")
+    page.keyboard.type(" ")
+    order = []
+    for _ in range(7):
+        press("Tab")
+        order.append(page.evaluate("document.activeElement.name || document.activeElement.id"))
+    assert order == ["model", "size", "n", "quality", "output_format", "seed", "generate"]
+    press("Shift+Tab")
+    page.keyboard.type("7")
+    press("Enter")
+    visit.wait_until_done()
+    expect(page.locator("#generate")).to_be_focused()
+    visit.page.get_by_role("button", name="Enlarge").focus()
+    press("Enter")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    expect(page.get_by_role("dialog").get_by_role("img")).to_have_accessible_name(
+        "a red circle on a blue background , seed 7"
+    )
+    press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    expect(page.get_by_role("button", name="Enlarge")).to_be_focused()
+    for name in ("Download", "Code", "Reuse"):
+        press("Tab")
+        assert page.evaluate("document.activeElement.textContent") == name
+    press("Enter")
+    expect(page.get_by_role("textbox", name="Prompt")).to_be_focused()
+    press("Control+Enter")
+    expect(page.locator("#cancel")).to_be_visible()
+    press("Escape")
+    expect(page.locator("#generate")).to_be_visible()
+
+
+def test_the_account_is_shown_as_the_api_tells_it(visit: Visit, served: Served) -> None:
+    visit.open()
+    balance = served.balance()
+    page = visit.page
+    for field in ("available", "held", "captured"):
+        assert number(page.locator(f"#account-{field}").inner_text()) == balance[field]
+    assert number(page.locator("#balance-units").inner_text()) == balance["available"]
