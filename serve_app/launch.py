@@ -56,6 +56,7 @@ def greeting(config: AppConfig, address: str) -> str:
     lines = [
         "",
         f"  flux-serve is ready at {address} (OpenAI base URL: {address}/v1)",
+        f"  Playground: {address}/",
         f"  API key: {key}",
         "",
         f"  curl {address}/v1/images/generations \\",

@@ -16,6 +16,7 @@ from serve_app.cli import app as cli
 from serve_app.errors import all_error_classes
 from serve_app.eventschema import CompletedEvent, PartialImageEvent, ProgressEvent, QueuedEvent
 from serve_app.ingress.admin import AdminApi
+from serve_app.ingress.pages import Pages
 from serve_app.ingress.routes import Api
 from serve_app.schema import (
     AccountResponse,
@@ -103,6 +104,7 @@ def test_every_route_is_documented() -> None:
     routes: Any = [
         *Api(nothing, nothing).routes(),
         *AdminApi(nothing, nothing, nothing).routes(),
+        *Pages(nothing).routes(),
     ]
     served = {
         f"{method} {route.path.replace(':path', '')}"
