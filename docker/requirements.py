@@ -1,7 +1,7 @@
 """Print the requirements of pyproject.toml: those of the project and of the named extras.
 
-Data flow: `requirements.py PYPROJECT EXTRA,EXTRA` -> one requirement a line, for the image's layer of
-dependencies, which then does not depend on the source. Standard library only.
+Data flow: `requirements.py PYPROJECT EXTRA,EXTRA` -> one requirement a line, for the image's
+layer of dependencies, which then does not depend on the source. Standard library only.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """cluster.yaml as tests see it: its objects, its pods, and how to break a copy of it.
 
-No cluster runs here. A rule takes the objects and returns sentences, so that a test can break a copy
-of the file and see the rule say so.
+No cluster runs here. A rule takes the objects and returns sentences, so that a test can break a
+copy of the file and see the rule say so.
 """
 
 import copy

@@ -1,7 +1,7 @@
 """What KubeRay's operator refuses beyond its CRD, and what it does that a manifest must allow for.
 
-From `ray-operator/controllers/ray/utils/validation.go` and `common/{pod,service}.go` of KubeRay 1.7;
-only the rules that apply to the parts used in cluster.yaml.
+From `ray-operator/controllers/ray/utils/validation.go` and `common/{pod,service}.go` of KubeRay
+1.7; only the rules that apply to the parts used in cluster.yaml.
 """
 
 from packaging.version import Version
@@ -66,30 +66,28 @@ def _upgrade_problems(service: Object) -> list[str]:
 def _group_problems(service: Object, group: Object) -> list[str]:
     cluster = service["spec"]["rayClusterConfig"]
     params = group.get("rayStartParams", {})
-    pod = group["template"]["spec"]
-    problems = []
-    if RESOURCE_PARAMS & set(params) and group.get("resources"):
-        problems.append("resources are in both rayStartParams and resources")
-    if "labels" in params:
-        problems.append("labels belong beside rayStartParams, not into them")
-    if any(not isinstance(value, str) for value in params.values()):
-        problems.append("rayStartParams are strings")
-    if "minReplicas" in group and group["minReplicas"] > group["maxReplicas"]:
-        problems.append("minReplicas exceeds maxReplicas")
-    if cluster.get("enableInTreeAutoscaling"):
-        if (
-            cluster.get("autoscalerOptions", {}).get("version") == "v2"
-            and pod.get("restartPolicy", "Never") != "Never"
-        ):
-            problems.append("autoscaler v2 needs restartPolicy Never, or none")
-        if group.get("suspend"):
-            problems.append("a group cannot be suspended while the autoscaler is on")
-    for label in group["template"]["metadata"]["labels"]:
-        if label.startswith(OPERATORS_LABELS):
-            problems.append(f"the label {label} is the operator's")
-    variables = environment(pod["containers"][0])
-    if REDIS_VARIABLES & set(variables) or "redis-password" in params:
-        problems.append("Redis is set by gcsFaultToleranceOptions alone")
-    if "RAY_enable_autoscaler_v2" in variables:
-        problems.append("autoscalerOptions.version sets the autoscaler's version")
-    return problems
+    variables = environment(group["template"]["spec"]["containers"][0])
+    scales = cluster.get("enableInTreeAutoscaling", False)
+    second = scales and cluster.get("autoscalerOptions", {}).get("version") == "v2"
+    restart = group["template"]["spec"].get("restartPolicy", "Never")
+    fewest, most = group.get("minReplicas", 0), group.get("maxReplicas", 0)
+    rules = {
+        "resources are in both rayStartParams and resources": (
+            RESOURCE_PARAMS & set(params) and group.get("resources")
+        ),
+        "labels belong beside rayStartParams, not into them": "labels" in params,
+        "minReplicas exceeds maxReplicas": fewest > most,
+        "autoscaler v2 needs restartPolicy Never, or none": second and restart != "Never",
+        "a group cannot be suspended while the autoscaler is on": scales and group.get("suspend"),
+        "Redis is set by gcsFaultToleranceOptions alone": (
+            REDIS_VARIABLES & set(variables) or "redis-password" in params
+        ),
+        "autoscalerOptions.version sets the autoscaler's version": (
+            "RAY_enable_autoscaler_v2" in variables
+        ),
+    }
+    return [problem for problem, found in rules.items() if found] + [
+        f"the label {label} is the operator's"
+        for label in group["template"]["metadata"]["labels"]
+        if label.startswith(OPERATORS_LABELS)
+    ]

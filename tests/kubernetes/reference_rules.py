@@ -46,63 +46,66 @@ def reference_problems(objects: Objects) -> list[str]:
     """Every name that leads nowhere."""
     problems = []
     for template in pod_templates(objects):
-        problems += [f"{template.where}: {text}" for text in _pod_problems(objects, template)]
+        found = [*_pod_problems(objects, template), *_container_problems(objects, template)]
+        problems += [f"{template.where}: {problem}" for problem in found]
     known = secrets(objects)
     for name, key in _secret_references(objects):
         if name not in known:
             problems.append(f"no Secret {name}")
         elif key is not None and key not in known[name]:
             problems.append(f"Secret {name} has no key {key}")
-    gateways = {item["metadata"]["name"] for item in of_kind(objects, "Gateway")}
+    return [*problems, *_route_problems(objects), *_service_problems(objects)]
+
+
+def _route_problems(objects: Objects) -> Iterator[str]:
+    gateways = names(objects, "Gateway")
     for route in of_kind(objects, "HTTPRoute"):
         for parent in route["spec"]["parentRefs"]:
             if parent["name"] not in gateways:
-                problems.append(f"{name_of(route)}: no Gateway {parent['name']}")
-        for rule in route["spec"]["rules"]:
-            for backend in rule["backendRefs"]:
-                if backend["name"] not in services(objects):
-                    problems.append(f"{name_of(route)}: no Service {backend['name']}")
-    clusters = {item["metadata"]["name"] for item in of_kind(objects, "Cluster")}
+                yield f"{name_of(route)}: no Gateway {parent['name']}"
+        for backend in (one for rule in route["spec"]["rules"] for one in rule["backendRefs"]):
+            if backend["name"] not in services(objects):
+                yield f"{name_of(route)}: no Service {backend['name']}"
+
+
+def _service_problems(objects: Objects) -> Iterator[str]:
     for backup in of_kind(objects, "ScheduledBackup"):
-        if backup["spec"]["cluster"]["name"] not in clusters:
-            problems.append(f"{name_of(backup)}: no such Cluster")
+        if backup["spec"]["cluster"]["name"] not in names(objects, "Cluster"):
+            yield f"{name_of(backup)}: no such Cluster"
+    addresses = {
+        f"{item['metadata']['name']}:{port['port']}"
+        for item in of_kind(objects, "Service")
+        for port in item["spec"]["ports"]
+    }
     for ray in of_kind(objects, "RayService"):
-        redis = ray["spec"]["rayClusterConfig"].get("gcsFaultToleranceOptions", {})
-        host, _, port = redis.get("redisAddress", "").partition(":")
-        ports = {
-            str(port["port"])
-            for item in of_kind(objects, "Service")
-            if item["metadata"]["name"] == host
-            for port in item["spec"]["ports"]
-        }
-        if redis and port not in ports:
-            problems.append(f"{name_of(ray)}: no Service at redisAddress {host}:{port}")
-    return problems
+        redis = ray["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]["redisAddress"]
+        if redis not in addresses:
+            yield f"{name_of(ray)}: no Service at redisAddress {redis}"
+
+
+def names(objects: Objects, kind: str) -> set[str]:
+    return {item["metadata"]["name"] for item in of_kind(objects, kind)}
 
 
 def _pod_problems(objects: Objects, template: PodTemplate) -> Iterator[str]:
-    maps = {item["metadata"]["name"]: item["data"] for item in of_kind(objects, "ConfigMap")}
-    claims = {item["metadata"]["name"] for item in of_kind(objects, "PersistentVolumeClaim")}
-    accounts = {item["metadata"]["name"] for item in of_kind(objects, "ServiceAccount")}
-    volumes = {volume["name"] for volume in template.spec.get("volumes", [])}
     for volume in template.spec.get("volumes", []):
         claim = volume.get("persistentVolumeClaim", {}).get("claimName")
-        if claim is not None and claim not in claims:
+        if claim is not None and claim not in names(objects, "PersistentVolumeClaim"):
             yield f"no PersistentVolumeClaim {claim}"
     account = template.spec.get("serviceAccountName")
-    if account is not None and account not in accounts:
+    if account is not None and account not in names(objects, "ServiceAccount"):
         yield f"no ServiceAccount {account}"
+
+
+def _container_problems(objects: Objects, template: PodTemplate) -> Iterator[str]:
+    volumes = {volume["name"] for volume in template.spec.get("volumes", [])}
     for container in template.containers:
         for source in container.get("envFrom", []):
-            name = source.get("configMapRef", {}).get("name")
-            if name is not None and name not in maps:
-                yield f"no ConfigMap {name}"
+            if source["configMapRef"]["name"] not in names(objects, "ConfigMap"):
+                yield f"no ConfigMap {source['configMapRef']['name']}"
         for entry in container.get("env", []):
-            if (entry.get("value") is None) == (entry.get("valueFrom") is None):
+            if ("value" in entry) == ("valueFrom" in entry):
                 yield f"{entry['name']} needs either a value or a source"
-            reference = entry.get("valueFrom", {}).get("configMapKeyRef")
-            if reference and reference["key"] not in maps.get(reference["name"], {}):
-                yield f"no key {reference['key']} in ConfigMap {reference['name']}"
         for mount in container.get("volumeMounts", []):
             if mount["name"] not in volumes | template.claim_templates:
                 yield f"no volume {mount['name']}"

@@ -77,32 +77,35 @@ def agreement_problems(objects: Objects) -> list[str]:
 def _placement_problems(objects: Objects) -> list[str]:
     gateways, models, head = at(objects, GATEWAYS), at(objects, MODELS), at(objects, HEAD)
     gateway, model = deployment(objects, "Gateway"), deployment(objects, "FluxModel")
+    wanted, held = gateway["ray_actor_options"], gateways.get("resources", {})
     config = app_config(objects).models[0]
-    gpus = int(models["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
-    cpus = int(models["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
-    wanted = gateway["ray_actor_options"].get("resources", {})
-    problems = []
-    if head["rayStartParams"].get("num-cpus") != "0":
-        problems.append("replicas could run on the head")
-    if wanted.get("gateway") != float(gateways.get("resources", {}).get("gateway", 0)):
-        problems.append("a gateway pod does not hold exactly one gateway")
-    if any("gateway" in group.get("resources", {}) for group in (models, head)):
-        problems.append("gateways could run on other pods")
-    if int(gateways.get("resources", {}).get("CPU", 0)) < gateway["ray_actor_options"]["num_cpus"]:
-        problems.append("a gateway pod has too few CPUs for a gateway")
-    if gateways["maxReplicas"] != gateway["autoscaling_config"]["max_replicas"]:
-        problems.append("gateways: pods and replicas have different limits")
-    if not 2 <= gateways["minReplicas"] <= gateway["autoscaling_config"]["min_replicas"]:
-        problems.append("fewer than two gateways, or idle gateway pods")
-    if models["maxReplicas"] * gpus < config.num_gpus * model["autoscaling_config"]["max_replicas"]:
-        problems.append("the GPU pods cannot hold every replica")
-    if config.num_gpus > gpus or config.num_cpus > cpus or config.num_gpus == 0:
-        problems.append("a GPU pod cannot hold a replica")
-    if models["minReplicas"] > 0:
-        problems.append("the model's min_replicas alone decides how many GPUs wait")
-    if not models["template"]["spec"].get("nodeSelector"):
-        problems.append("no accelerator is chosen")
-    return problems
+    limits = at(objects, f"{MODELS}:{CONTAINER}:resources:limits")
+    gpus, cpus = int(limits["nvidia.com/gpu"]), int(limits["cpu"])
+    scales, model_scales = gateway["autoscaling_config"], model["autoscaling_config"]
+    rules = {
+        "replicas could run on the head": head["rayStartParams"].get("num-cpus") != "0",
+        "a gateway pod does not hold exactly one gateway": (
+            wanted.get("resources", {}).get("gateway") != float(held.get("gateway", 0))
+        ),
+        "gateways could run on other pods": any(
+            "gateway" in group.get("resources", {}) for group in (models, head)
+        ),
+        "a gateway pod has too few CPUs": int(held.get("CPU", 0)) < wanted["num_cpus"],
+        "gateways: pods and replicas have different limits": (
+            gateways["maxReplicas"] != scales["max_replicas"]
+        ),
+        "fewer than two gateways, or idle gateway pods": (
+            not 2 <= gateways["minReplicas"] <= scales["min_replicas"]
+        ),
+        "the GPU pods cannot hold every replica": (
+            models["maxReplicas"] * gpus < config.num_gpus * model_scales["max_replicas"]
+        ),
+        "a GPU pod cannot hold a replica": not 0 < config.num_gpus <= gpus
+        or config.num_cpus > cpus,
+        "the model's min_replicas alone decides how many GPUs wait": models["minReplicas"] > 0,
+        "no accelerator is chosen": not models["template"]["spec"].get("nodeSelector"),
+    }
+    return [problem for problem, found in rules.items() if found]
 
 
 def _time_problems(objects: Objects) -> list[str]:

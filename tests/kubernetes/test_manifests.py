@@ -8,6 +8,7 @@ own schemas, other custom resources by hand: their few required fields.
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from tests.kubernetes.reference_rules import (
     reference_problems,
     selector_problems,
 )
+from tests.test_docs import resolve
 
 DOCS = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
 KUBERNETES = kubernetes_validate.latest_version()
@@ -101,9 +103,7 @@ def test_a_slip_in_the_rayservice_is_found(
 
 @pytest.mark.parametrize("item", load(), ids=name_of)
 def test_an_object_is_what_kubernetes_says(item: Object) -> None:
-    assert item["metadata"].get("namespace") == (
-        None if item["kind"] == "Namespace" else NAMESPACE
-    )
+    assert item["metadata"].get("namespace") == (None if item["kind"] == "Namespace" else NAMESPACE)
     if is_custom(item):
         for path in REQUIRED.get(kind_of(item), []):
             assert at([item], f"{name_of(item)}:{path}") is not None
@@ -248,5 +248,36 @@ def secrets_in_clear(objects: Objects) -> list[str]:
 
 def test_no_secret_is_in_the_file() -> None:
     assert secrets_in_clear(load()) == []
-    assert secrets_in_clear(broken(f"{GATEWAYS}:{CONTAINER}:env:3", {"name": "A_KEY", "value": "x"}))
+    assert secrets_in_clear(
+        broken(f"{GATEWAYS}:{CONTAINER}:env:3", {"name": "A_KEY", "value": "x"})
+    )
     assert "PRIVATE KEY" not in (ROOT / "cluster.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("line", re.findall(r"^run (flux-serve .+)$", DOCS, re.MULTILINE))
+def test_the_pages_commands_inside_a_pod_are_ours(line: str) -> None:
+    resolve(shlex.split(line)[1:], parse=True)
+    assert "'${LEDGER_URL}'" in line  # else the shell outside would fill it in
+
+
+@pytest.mark.parametrize("name", re.findall(r"wait --for=\S+ \w+/([a-z0-9-]+)", DOCS))
+def test_the_page_names_objects_of_the_file(name: str) -> None:
+    assert name in {item["metadata"]["name"] for item in load()}
+
+
+def test_the_page_tells_where_the_operators_live() -> None:
+    """The policies let in whole namespaces, by name."""
+    text = (ROOT / "cluster.yaml").read_text(encoding="utf-8")
+    for namespace in set(re.findall(r"kubernetes.io/metadata.name: ([\w-]+)", text)):
+        assert namespace == "kube-system" or f"`{namespace}`" in DOCS
+
+
+def test_the_migration_can_be_applied_alone() -> None:
+    option = re.search(r"kubectl apply -f cluster.yaml -l (\S+)=(\S+)", DOCS)
+    assert option
+    picked = [
+        name_of(item)
+        for item in load()
+        if item["metadata"].get("labels", {}).get(option[1]) == option[2]
+    ]
+    assert picked == ["Job/flux-serve-migrate-0-1-0"]
