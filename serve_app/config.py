@@ -173,7 +173,8 @@ class LimitsConfig(Section):
     """What the gateway bounds."""
 
     body_max_bytes: PositiveInt = Field(
-        262_144, description="Largest request body; the longest prompt in UTF-8 takes half of it."
+        524_288,
+        description="Largest request body; the longest prompt takes 384,000 when it is all escaped.",
     )
     body_timeout_s: PositiveFloat = Field(
         10, description="How long a client may take to send its body."

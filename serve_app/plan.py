@@ -5,6 +5,7 @@ Pure: no clock, no I/O; the only randomness is the seed source handed in. Must n
 or HTTP.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -183,7 +184,7 @@ def _size(text: str | None, model: ServedModel) -> tuple[int, int]:
 
 def _parse_size(text: str) -> tuple[int, int]:
     parts = text.split("x")
-    digits = all(part.isascii() and part.isdigit() and 2 <= len(part) <= 5 for part in parts)
+    digits = all(re.fullmatch("[1-9][0-9]{1,4}", part) for part in parts)
     if len(parts) != 2 or not digits:
         error: RequestError = InvalidValue("'size' must be 'auto' or WIDTHxHEIGHT in pixels.")
         raise error.at("size")

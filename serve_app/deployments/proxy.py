@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import AppError, DeadlineExceeded, Unavailable
 from serve_app.ingress.errors import error_response
-from serve_app.ingress.middleware import request_id_from
+from serve_app.ingress.middleware import refuse_websocket, request_id_from
 
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 CALLBACK_PATH = "serve_app.deployments.proxy.middlewares"
@@ -43,6 +43,9 @@ class ProxyGuard:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await refuse_websocket(scope, receive, send)
+            return
         if scope["type"] != "http" or scope["path"] in SYSTEM_ROUTES:
             await self.app(scope, receive, send)
             return

@@ -19,8 +19,10 @@ async def authenticate(
     share its ledger. Raises `MissingKey`, `InvalidKey`, `InsufficientScope` or
     `LedgerUnavailable`.
     """
-    header = request.headers.get("authorization", "")
-    scheme, _, secret = header.partition(" ")
+    sent = request.headers.getlist("authorization")
+    if len(sent) > 1:  # a proxy on the way may have judged another one than we would
+        raise MissingKey("Send one 'Authorization' header.")
+    scheme, _, secret = "".join(sent).partition(" ")
     secret = secret.strip()
     if scheme.lower() != "bearer" or not secret:
         raise MissingKey(

@@ -12,12 +12,17 @@ from starlette.requests import ClientDisconnect, Request
 from serve_app.config import LimitsConfig
 from serve_app.errors import BodyTimeout, BodyTooLarge, MalformedBody, UnsupportedMediaType
 
+KEY_SHOWN_CHARS = 64
+"""Of a key in an error message: longer than every field of the API."""
+
 
 async def read_json_object(request: Request, limits: LimitsConfig) -> dict[str, Any]:
     """The body as a JSON object, or the `RequestError` that says what is wrong with it."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedMediaType("Send the body as 'content-type: application/json'.")
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise UnsupportedMediaType("Send the body without a 'content-encoding'.")
     try:
         async with asyncio.timeout(limits.body_timeout_s):
             data = await _read(request, limits.body_max_bytes)
@@ -68,5 +73,10 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Two values for one key mean that somebody reads the other one: refuse."""
     found: dict[str, Any] = dict(pairs)
     if len(found) < len(pairs):
-        raise MalformedBody("The request body names a key twice.")
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        # Its client chose the name: escaped, as a lone surrogate is no UTF-8, and cut.
+        raise MalformedBody(
+            f"The request body names the key {twice[:KEY_SHOWN_CHARS]!a} twice."
+        )
     return found

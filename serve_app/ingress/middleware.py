@@ -8,11 +8,12 @@ import logging
 import re
 import time
 import uuid
+from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.errors import AppError
+from serve_app.errors import AppError, UnknownRoute
 from serve_app.ingress.errors import error_response
 from serve_app.observability import bind_request_id
 
@@ -31,6 +32,17 @@ def request_id_from(value: str | None) -> str:
     return f"req_{uuid.uuid4().hex}"
 
 
+async def refuse_websocket(scope: Scope, receive: Receive, send: Send) -> None:
+    """No route is a WebSocket: a 404 like any other, where the server can send one."""
+    await receive()  # "websocket.connect"
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    response = error_response(UnknownRoute("No WebSocket is served here."))
+    response.headers["x-request-id"] = request_id_from(Headers(scope=scope).get("x-request-id"))
+    await response(scope, receive, send)
+
+
 class RequestEnvelope:
     """Wraps every request; knows nothing of routes."""
 
@@ -38,6 +50,9 @@ class RequestEnvelope:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await refuse_websocket(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -61,7 +76,11 @@ class RequestEnvelope:
 
         with bind_request_id(request_id):
             try:
-                await self.app(scope, receive, send_wrapped)
+                if scope["path"].endswith("\n"):  # which the `$` of Starlette's routes lets pass
+                    error = UnknownRoute("Unknown request URL.")
+                    await error_response(error)(scope, receive, send_wrapped)
+                else:
+                    await self.app(scope, receive, send_wrapped)
             except Exception:
                 logger.exception("unexpected failure")
                 if status and not complete:
@@ -72,5 +91,6 @@ class RequestEnvelope:
                 elapsed_ms = int((time.perf_counter() - started) * 1000)
                 shown = status or "cancelled"
                 level = logging.DEBUG if scope["path"] in PROBE_PATHS else logging.INFO
-                what = (scope["method"], scope["path"], shown, elapsed_ms)
+                # Quoted again: a decoded line break would forge a line of the log.
+                what = (scope["method"], quote(scope["path"], errors="replace"), shown, elapsed_ms)
                 logger.log(level, "%s %s %s %d ms", *what)

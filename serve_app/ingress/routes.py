@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from serve_app.errors import ImageNotFound, Unavailable
+from serve_app.errors import BadSignature, ImageNotFound, Unavailable
 from serve_app.ingress.auth import authenticate
 from serve_app.ingress.body import read_json_object
 from serve_app.ingress.disconnect import until_disconnect
@@ -101,6 +101,8 @@ class Api:
         query = request.query_params
         if store is None:
             raise ImageNotFound("This server keeps no images.")
+        if len(query.multi_items()) != len(query):  # whoever reads the other one is deceived
+            raise BadSignature("The image URL names a parameter twice.")
         image = await store.read(image_id, query.get("exp", ""), query.get("sig", ""))
         # A signed URL is a secret: shared caches must not keep what it opens.
         left_s = max(0, int(query["exp"]) - int(time.time()))

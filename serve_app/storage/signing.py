@@ -63,6 +63,7 @@ class UrlSigner:
     def verify(self, image_id: str, exp: str, sig: str, now_s: float) -> None:
         """Raise `BadSignature`, or `ImageExpired` for a genuine signature past its time."""
         plausible = exp.isascii() and exp.isdigit() and len(exp) <= EXPIRY_MAX_DIGITS
+        plausible = plausible and str(int(exp)) == exp  # one spelling, so one URL for an image
         expected = self.sign(image_id, int(exp)) if plausible else ""
         if not plausible or not hmac.compare_digest(expected.encode(), sig.encode()):
             raise BadSignature("The signature of this image URL is not valid.")
