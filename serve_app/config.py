@@ -174,7 +174,7 @@ class LimitsConfig(Section):
 
     body_max_bytes: PositiveInt = Field(
         524_288,
-        description="Largest request body; the longest prompt takes 384,000 when it is all escaped.",
+        description="Largest request body; the longest prompt, all escaped, takes 384,000.",
     )
     body_timeout_s: PositiveFloat = Field(
         10, description="How long a client may take to send its body."

@@ -5,6 +5,7 @@ Data flow: ASGI receive -> bytes (<= `body_max_bytes`, within `body_timeout_s`) 
 
 import asyncio
 import json
+from collections import Counter
 from typing import Any, NoReturn
 
 from starlette.requests import ClientDisconnect, Request
@@ -73,10 +74,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Two values for one key mean that somebody reads the other one: refuse."""
     found: dict[str, Any] = dict(pairs)
     if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         # Its client chose the name: escaped, as a lone surrogate is no UTF-8, and cut.
-        raise MalformedBody(
-            f"The request body names the key {twice[:KEY_SHOWN_CHARS]!a} twice."
-        )
+        raise MalformedBody(f"The request body names the key {twice[:KEY_SHOWN_CHARS]!a} twice.")
     return found

@@ -14,7 +14,7 @@ __all__ = ["logs", "make_world", "migrated_ledger", "world"]
 
 @pytest.fixture(autouse=True)
 def logs() -> Iterator[Logs]:
-    """Every record of the process , ours at DEBUG; afterwards none may hold a key or a signature."""
+    """Every record, ours at DEBUG; afterwards none may hold a key or a signature."""
     found = Logs()
     root, ours = logging.getLogger(), logging.getLogger("serve_app")
     levels = root.level, ours.level

@@ -115,8 +115,13 @@ HOSTILE_TEXTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [b"x-request-id", b"idempotency-key", b"host", b"accept", b"cookie",
-                                  b"x-forwarded-host", b"forwarded", b"traceparent", b"range"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"x-request-id", b"idempotency-key", b"host", b"accept", b"cookie", b"x-forwarded-host",
+        b"forwarded", b"traceparent", b"range",
+    ],
+)  # fmt: skip
 async def test_a_hostile_header_changes_nothing(world: World, name: bytes) -> None:
     drawn = []
     for value in HOSTILE_TEXTS:

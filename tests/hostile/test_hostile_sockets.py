@@ -20,7 +20,7 @@ BODY_TIMEOUT_S = 0.3
 
 
 class Server:
-    """uvicorn with the settings of Serve's proxy: no access log, no lifespan, our guard in front."""
+    """uvicorn as Serve's proxy runs it: no access log, no lifespan, our guard in front."""
 
     def __init__(self, world: World, port: int) -> None:
         self.world = world
@@ -66,16 +66,13 @@ def statuses(answer: bytes) -> list[int]:
     return [int(found) for found in STATUS.findall(answer)]
 
 
-@pytest.fixture(params=["httptools", "h11"])
-async def server(
-    make_world: MakeWorld, request: pytest.FixtureRequest, logs: Logs
-) -> AsyncIterator[Server]:
+@pytest.fixture
+async def server(make_world: MakeWorld, logs: Logs) -> AsyncIterator[Server]:
     world = await make_world(limits={"body_timeout_s": BODY_TIMEOUT_S})
     logs.keep_secret(world.key)
     listening = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        ProxyGuard(world.app), http=request.param, lifespan="off", log_config=None,
-        access_log=False, ws="none" if request.param == "h11" else "auto",
+        ProxyGuard(world.app), http="httptools", lifespan="off", log_config=None, access_log=False,
     )  # fmt: skip
     running = uvicorn.Server(config)
     task = asyncio.create_task(running.serve(sockets=[listening]))

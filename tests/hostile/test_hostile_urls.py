@@ -85,11 +85,13 @@ async def test_an_id_is_no_path(world: World, subtests: pytest.Subtests) -> None
     path, exp, sig = await drawn_url(world)
     image_id = path.split("/")[3]
     ids = [
-        "../key", "..%2Fkey", "%2e%2e%2fkey", "..%5Ckey", "%2Fetc%2Fpasswd", "%00", f"{image_id}%00",
+        "../key", "..%2Fkey", "%2e%2e%2fkey", "..%5Ckey", "%2Fetc%2Fpasswd", "%00",
+        f"{image_id}%00",
         f"{image_id}%00.png", f"{image_id}%0A", f"{image_id}%20", f"{image_id}.png", f"{image_id}/",
         f"{image_id[4:6]}%2F{image_id}", image_id.upper(), image_id.replace(".png", ".jpeg"),
-        image_id.replace(".png", ".svg"), image_id.replace("_", "%5F%5F"), "img_" + "0" * 48 + ".png",
-        "img_" + "x" * 10_000 + ".png", "%EF%BC%90" * 48, "%FF", "*", "..", ".", "~", "%252e%252e",
+        image_id.replace(".png", ".svg"), image_id.replace("_", "%5F%5F"),
+        "img_" + "0" * 48 + ".png", "img_" + "x" * 10_000 + ".png", "%EF%BC%90" * 48,
+        "%FF", "*", "..", ".", "~", "%252e%252e",
     ]  # fmt: skip
     http = world.client(None)
     for hostile in ids:
