@@ -50,6 +50,7 @@ fix: $(TEST_STAMP) ## Format and apply safe fixes
 bench: $(TEST_STAMP) ## Run the quick benchmarks
 	$(BIN)/python -m benchmarks.codec --quick
 	$(BIN)/python -m benchmarks.engine --device cpu --quick
+	$(BIN)/python -m benchmarks.ledger --quick
 
 clean: ## Remove caches and build output; keeps .venv and data
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build *.egg-info

@@ -5,8 +5,9 @@ Data flow: `SqlLedger` -> `GroupCommit` -> `run_batch(connection, operations)` -
 check is the condition of the UPDATE that it guards.
 
 Any number of processes run batches at once. Rows are locked in one order, so that they never wait
-for each other in a circle: holds by id, then accounts by id, then keys by id. Inserts need no place
-in it: what they could wait for is guarded by the account's row.
+for each other in a circle: new holds by idempotency key, holds that end by id, accounts by id, keys
+by id. An idempotency key comes first because its INSERT waits for whoever is just ending the hold
+that has it, and that one still needs the account. Other inserts wait for nobody.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -105,39 +106,41 @@ class _Batch:
             values = {"key_id": key_id, "now": self._now, "before": touch[key_id]}
             self._connection.execute(sql.TOUCH_KEY, values)
 
-    def reserve_all(self, wanted: "Sequence[tuple[int, Reserve]]") -> None:
-        """Reserve for holds of one key: the sum at once, or as many as can be had, in order."""
-        keyed = [(i, one) for i, one in wanted if one.request.idempotency_key is not None]
-        plain = [(i, one) for i, one in wanted if one.request.idempotency_key is None]
-        if plain:
-            self._reserve_plain(plain)
-        for index, one in keyed:
+    def insert_keyed(self, reserves: "Sequence[tuple[int, Reserve]]") -> None:
+        """The rows of holds with an idempotency key, which claims it, or why they cannot be."""
+        keyed = [pair for pair in reserves if pair[1].request.idempotency_key is not None]
+        for index, one in sorted(keyed, key=lambda pair: _claim(pair[1].request)):
             try:
                 with self._connection.begin_nested():  # a key that is taken undoes this hold only
-                    self._reserve_plain([(index, one)])
-                    if isinstance(self.outcomes[index], Hold):
-                        self._insert([(index, one)])
-            except IntegrityError:
-                self.outcomes[index] = IdempotencyKeyReused(
-                    "This idempotency key belongs to a request that is running or was charged."
-                )
+                    self._insert([one])
+            except IntegrityError as exc:
+                self.outcomes[index] = _conflict(exc)
 
-    def _reserve_plain(self, wanted: "Sequence[tuple[int, Reserve]]") -> None:
+    def reserve_all(self, wanted: "Sequence[tuple[int, Reserve]]") -> None:
+        """Reserve for holds of one key: the sum at once, or as many as can be had, in order."""
+        left = [(index, one) for index, one in wanted if index not in self.outcomes]
+        if left:
+            self._reserve_all(left)
+        for index, one in left:
+            if one.request.idempotency_key and not isinstance(self.outcomes[index], Hold):
+                self._connection.execute(sql.FORGET_HOLD, {"hold_id": one.hold_id})
+
+    def _reserve_all(self, wanted: "Sequence[tuple[int, Reserve]]") -> None:
         request = wanted[0][1].request
         total = sum(one.request.units for _, one in wanted)
         available = self._take(request, total) if total <= sql.UNITS_MAX else None
         if available is None and len(wanted) > 1:
             for index, one in wanted:
-                self._reserve_plain([(index, one)])
+                self._reserve_all([(index, one)])
             return
         for index, one in wanted:
             total -= one.request.units
             if available is None:
                 self.outcomes[index] = self._refusal(one.request)
             else:
-                expires_at = self._now + timedelta(seconds=one.request.ttl_s)
                 left = available + total  # the later ones of this sum are not taken yet
                 units = one.request.units
+                expires_at = self._expiry(one)
                 hold = Hold(one.hold_id, one.request.account_id, units, left, expires_at)
                 self.outcomes[index] = hold
 
@@ -156,28 +159,28 @@ class _Batch:
     def insert_holds(self, wanted: "Sequence[tuple[int, Reserve]]") -> None:
         """The rows of the holds that were reserved and have no row yet."""
         made = [
-            (index, one)
+            one
             for index, one in wanted
             if one.request.idempotency_key is None and isinstance(self.outcomes[index], Hold)
         ]
         if made:
             self._insert(made)
 
-    def _insert(self, made: "Sequence[tuple[int, Reserve]]") -> None:
-        rows = []
-        for index, one in made:
-            hold = self.outcomes[index]
-            assert isinstance(hold, Hold)
-            rows.append(
-                {
-                    "id": one.hold_id,
-                    **{name: getattr(one.request, name) for name in sql.REQUEST_COLUMNS},
-                    "captured_units": 0,
-                    "state": HoldState.OPEN.value,
-                    "created_at": self._now,
-                    "expires_at": hold.expires_at,
-                }
-            )
+    def _expiry(self, one: Reserve) -> datetime:
+        return self._now + timedelta(seconds=one.request.ttl_s)
+
+    def _insert(self, made: Sequence[Reserve]) -> None:
+        rows = [
+            {
+                "id": one.hold_id,
+                **{name: getattr(one.request, name) for name in sql.REQUEST_COLUMNS},
+                "captured_units": 0,
+                "state": HoldState.OPEN.value,
+                "created_at": self._now,
+                "expires_at": self._expiry(one),
+            }
+            for one in made
+        ]
         self._connection.execute(sql.INSERT_HOLD, rows)
 
     def insert_entries(self, ended: "Sequence[_Ended]") -> None:
@@ -222,6 +225,7 @@ def run_batch(
     batch = _Batch(connection, now)
     resolves = [(i, one) for i, one in enumerate(operations) if isinstance(one, Resolve)]
     reserves = [(i, one) for i, one in enumerate(operations) if isinstance(one, Reserve)]
+    batch.insert_keyed(reserves)
     ended, late = batch.resolve_all(resolves)
     settled = _grouped(ended, lambda one: one.account_id)
     wanted = _grouped(reserves, lambda pair: pair[1].request.account_id)
@@ -237,6 +241,19 @@ def run_batch(
         batch.first_outcome(index, resolve)
     batch.touch_keys(reserves, touch)
     return [batch.outcomes[index] for index in range(len(operations))]
+
+
+def _claim(request: HoldRequest) -> tuple[str, str]:
+    return request.account_id, request.idempotency_key or ""
+
+
+def _conflict(exc: IntegrityError) -> AppError:
+    """Why a row was refused: its idempotency key is taken, or it names no account or key."""
+    if "unique" not in str(exc.orig).lower():
+        return invalid_key()
+    return IdempotencyKeyReused(
+        "This idempotency key belongs to a request that is running or was charged."
+    )
 
 
 def _grouped(items: Iterable[Item], key: Callable[[Item], str]) -> dict[str, list[Item]]:

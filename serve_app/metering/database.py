@@ -194,6 +194,9 @@ def _make_engine(url: URL, config: LedgerConfig) -> AsyncEngine:
         connect["isolation_level"] = None  # the driver begins nothing; `_begin` does
     elif url.drivername == "postgresql+asyncpg":
         connect["command_timeout"] = config.busy_timeout_s
+        # A gateway whose machine vanished in the middle must not keep an account locked.
+        stalled_ms = str(round(1000 * config.busy_timeout_s))
+        connect["server_settings"] = {"idle_in_transaction_session_timeout": stalled_ms}
     try:
         engine = create_async_engine(
             url,

@@ -3,7 +3,7 @@
 Data flow: `tables` -> statements with named parameters -> `SqlLedger`. Must not import an engine.
 """
 
-from sqlalchemy import BigInteger, and_, bindparam, func, insert, or_, select, update
+from sqlalchemy import BigInteger, and_, bindparam, delete, func, insert, or_, select, update
 
 from serve_app.metering.tables import (
     OPEN,
@@ -84,6 +84,8 @@ KEY_IS_LIVE = (
 )
 
 INSERT_HOLD = insert(holds)
+FORGET_HOLD = delete(holds).where(holds.c.id == bindparam("hold_id"))
+"""Of a hold that was inserted in the same SQL transaction and could not be reserved."""
 INSERT_ENTRY = insert(entries)
 
 TOUCH_KEY = (

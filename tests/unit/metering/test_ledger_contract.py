@@ -78,8 +78,9 @@ async def test_a_key_cannot_spend_for_another_account(ledger, alice):
     bob = await make_customer(ledger, name="bob")
     with pytest.raises(InvalidKey):
         await ledger.hold(alice.job(key_id=bob.principal.key_id))
-    with pytest.raises(InvalidKey):
-        await ledger.hold(alice.job(account_id="acct_unknown"))
+    for key in (None, "order-1"):
+        with pytest.raises(InvalidKey):
+            await ledger.hold(alice.job(account_id="acct_unknown", idempotency_key=key))
     await assert_balance(ledger, alice)
 
 
@@ -103,6 +104,9 @@ async def test_a_refused_hold_leaves_no_trace(ledger, alice):
         await ledger.hold(alice.job(101))
     with pytest.raises(InsufficientQuota):
         await ledger.hold(alice.job(10**40))
+    with pytest.raises(InsufficientQuota):
+        await ledger.hold(alice.job(101, idempotency_key="order-1"))
+    assert await ledger.find_hold(alice.principal.account_id, "order-1") is None
     assert (await ledger.admin.audit()).holds == 0
     await assert_balance(ledger, alice)
 

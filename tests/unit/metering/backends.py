@@ -1,0 +1,163 @@
+"""The databases under the ledger's tests, each with what a test does behind the ledger's back."""
+
+import re
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from serve_app.metering import migrate
+from tests.postgres import Postgres
+
+TABLES = "accounts, api_keys, holds, entries"
+TEMPLATE = "ledger_template"
+ALEMBIC = "alembic_version"
+OWN = " name NOT LIKE 'alembic%'"
+
+
+class Backend(Protocol):
+    """One database that holds one ledger."""
+
+    @property
+    def url(self) -> str: ...
+
+    def execute(self, statement: str) -> None:
+        """Change data as a person with a console does."""
+        ...
+
+    def damage(self, statement: str) -> None:
+        """Change data that the database itself would not have let change."""
+        ...
+
+    def contents(self) -> str:
+        """Everything on file, as text."""
+        ...
+
+    def schema(self) -> list[str]:
+        """What makes every table and index, sorted; Alembic's own table not."""
+        ...
+
+    def tables(self) -> set[str]: ...
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Somebody else is writing, and takes his time."""
+        ...
+
+    def clear(self) -> None:
+        """Back to an empty ledger."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sqlite:
+    path: Path
+
+    @property
+    def url(self) -> str:
+        return f"sqlite+aiosqlite:///{self.path}"
+
+    def execute(self, statement: str) -> None:
+        self._script(statement)
+
+    def damage(self, statement: str) -> None:
+        self._script("PRAGMA ignore_check_constraints = ON", statement)
+
+    def contents(self) -> str:
+        with self._open() as connection:
+            return "\n".join(connection.iterdump())
+
+    def schema(self) -> list[str]:
+        found = self._ask("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND" + OWN)
+        return sorted(" ".join(sql.split()) for sql in found)
+
+    def tables(self) -> set[str]:
+        return set(self._ask("SELECT name FROM sqlite_master WHERE type = 'table' AND" + OWN))
+
+    def _ask(self, query: str) -> list[str]:
+        with self._open() as connection:
+            return [row[0] for row in connection.execute(query)]
+
+    def _script(self, *statements: str) -> None:
+        with self._open() as connection:
+            for statement in statements:
+                connection.execute(statement)
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
+            yield connection
+
+    def clear(self) -> None:
+        self._script(
+            *(f"DELETE FROM {table}" for table in ("entries", "holds", "api_keys", "accounts"))
+        )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        with self._open() as blocker:
+            blocker.execute("BEGIN IMMEDIATE")
+            yield
+            blocker.execute("ROLLBACK")
+
+
+@dataclass(frozen=True)
+class PostgresDatabase:
+    server: Postgres
+    name: str
+
+    @property
+    def url(self) -> str:
+        return self.server.url(self.name)
+
+    def execute(self, statement: str) -> None:
+        self.server.sql(statement, self.name)
+
+    def damage(self, statement: str) -> None:
+        drop = (
+            "DO $$ DECLARE c record; BEGIN FOR c IN"
+            " SELECT conname, conrelid::regclass AS owner FROM pg_constraint"
+            " WHERE contype IN ('c', 'f') AND connamespace = 'public'::regnamespace"
+            " LOOP EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', c.owner, c.conname);"
+            " END LOOP; END $$"
+        )
+        self.execute(f"{drop}; {statement}")
+
+    def contents(self) -> str:
+        return self.server.dump(self.name, "--inserts")
+
+    def schema(self) -> list[str]:
+        dump = self.server.dump(self.name, "-s", "--no-owner", "-T", "alembic*")
+        statements = (" ".join(text.split()) for text in dump.split(";\n"))
+        # From the verb on: what stands before it are pg_dump's remarks.
+        found = (re.search(r"(CREATE|ALTER) .*", text) for text in statements)
+        return sorted(match[0] for match in found if match)
+
+    def tables(self) -> set[str]:
+        query = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+        return {name for name in self.server.sql(query, self.name).split() if name != ALEMBIC}
+
+    def locked(self) -> AbstractContextManager[None]:
+        return self.server.during(f"LOCK TABLE {TABLES} IN EXCLUSIVE MODE", self.name)
+
+    def clear(self) -> None:
+        self.execute(f"TRUNCATE {TABLES} RESTART IDENTITY")
+
+
+def copy_of(migrated: Path, path: Path) -> Sqlite:
+    shutil.copy(migrated, path)
+    return Sqlite(path)
+
+
+def make_template(server: Postgres) -> None:
+    """A migrated database to copy: migrating for every test would be most of the run."""
+    server.sql(f"CREATE DATABASE {TEMPLATE}")
+    migrate.upgrade(server.url(TEMPLATE))
+
+
+def copy_of_template(server: Postgres, name: str) -> PostgresDatabase:
+    server.sql(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    return PostgresDatabase(server, name)
