@@ -43,6 +43,16 @@ class OptimizeConfig(Section):
     compile_vae: bool = Field(
         False, description="Compile the VAE decoder, in the same way; `off` counts as `dynamic`."
     )
+    overlap_decode: bool = Field(
+        False,
+        description="Decode images and previews beside the next steps: on a GPU on a stream of its "
+        "own, on a CPU on a second thread with `torch_threads` of its own.",
+    )
+    cuda_graphs: tuple[Size, ...] = Field(
+        (),
+        description="Sizes whose steps are recorded at start as CUDA graphs, one for each batch "
+        "size, and replayed; other sizes run as ever. Pays where launching limits: small sizes.",
+    )
 
     @property
     def compiles(self) -> bool:
@@ -152,6 +162,12 @@ class EngineConfig(Section):
             raise ValueError("offload group moves weights between blocks: it cannot be compiled")
         if self.offload == "group" and self.precision == "fp8":
             raise ValueError("offload group does not work with precision fp8")
+        if self.offload == "group" and self.optimize.overlap_decode:
+            raise ValueError("offload group leaves no memory for optimize.overlap_decode")
+        if self.optimize.cuda_graphs and not self.device.startswith("cuda"):
+            raise ValueError(f"optimize.cuda_graphs needs a CUDA device, not {self.device!r}")
+        if self.optimize.cuda_graphs and self.offload in ("model", "group"):
+            raise ValueError(f"optimize.cuda_graphs: offload {self.offload} moves the weights")
         return self
 
 

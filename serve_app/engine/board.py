@@ -18,6 +18,7 @@ from serve_app.engine.job import (
     GenerationJob,
     JobCancelled,
     Queued,
+    preview_steps,
 )
 from serve_app.engine.meters import Meters
 from serve_app.engine.planner import Estimate, Planner
@@ -65,6 +66,8 @@ class SampleRun:
     decode_s: float = 0.0
     previews: int = 0
     """Previews made so far."""
+    decoding: bool = False
+    """Whether all steps are done, and the VAE has it or soon will."""
     encoding: Future[None] | None = None
     """Its newest file in the making."""
 
@@ -76,9 +79,7 @@ class SampleRun:
     def candidate(self) -> Candidate:
         job = self.run.job
         done = self.sample.steps_done if self.sample else 0
-        return Candidate(
-            job.width, job.height, job.steps - done, job.account, id(self.run), self.run.admitted_at
-        )
+        return _candidate(job, done, id(self.run), self.run.admitted_at)
 
     @property
     def units_left(self) -> int:
@@ -199,10 +200,10 @@ class Board:
             self.meters.stepped(batch[0].candidate.shape, len(batch), seconds)
             self.planner.stepped([sample.candidate for sample in batch], seconds)
 
-    def decoded(self, sample: SampleRun) -> None:
-        """Learn from a decode."""
+    def decoded(self, sample: SampleRun, seconds: float) -> None:
+        """Learn from a decode, of an image or a preview."""
         with self.changed:
-            self.planner.decoded(sample.candidate, sample.decode_s)
+            self.planner.decoded(sample.candidate, seconds)
 
     def cancel(self, job_id: str) -> bool:
         """End the jobs of that id; False when there is none."""
@@ -235,7 +236,7 @@ class Board:
         with self.changed:
             if not self.planner.costs.measured:
                 return None
-            one = Candidate(job.width, job.height, job.steps, job.account, -1, time.monotonic())
+            one = _candidate(job, 0, -1, time.monotonic())
             inside = [sample.candidate for sample in self.samples]
             return self.planner.estimate(inside, [one] * len(job.seeds))
 
@@ -261,3 +262,17 @@ class Board:
             run.deliver(item)
         except RuntimeError:  # the event loop of the consumer is closed: nobody will come back
             self.end(run, None)
+
+
+def _candidate(job: GenerationJob, steps_done: int, number: int, arrived_s: float) -> Candidate:
+    """A sample of a job as the schedule sees it."""
+    previews = sum(step > steps_done for step in preview_steps(job.steps, job.previews))
+    return Candidate(
+        job.width,
+        job.height,
+        job.steps - steps_done,
+        job.account,
+        number,
+        arrived_s,
+        decodes=1 + previews,
+    )

@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from serve_app.engine.board import Board, SampleRun
+from serve_app.engine.decoding import FAILED, Decoding
 from serve_app.engine.images import Images
 from serve_app.engine.job import Step, preview_steps
+from serve_app.engine.lane import Lane
 from serve_app.engine.prompts import PromptQueue
 from serve_app.engine.retry import Retrying
-from serve_app.engine.sampler import NonFiniteLatents, Pixels, Sampler
+from serve_app.engine.sampler import Sampler
 from serve_app.engine.schedule import Shape
 from serve_app.engine.text import PromptEmbedding, PromptEncoder
 from serve_app.engine.watchdog import Watchdog
@@ -28,7 +30,6 @@ logger = logging.getLogger(__name__)
 FAILURES_IN_A_ROW_MAX = 5  # then the device itself is taken for broken: CUDA faults never heal
 JOIN_S = 10.0  # how long `close` waits for the step in progress before it leaves the thread behind
 
-FAILED = "The model failed while drawing the image."
 CLOSING = "The server is shutting down."
 DEAD = "The model is not running."
 
@@ -44,12 +45,18 @@ class DeviceThread:
         watchdog: Watchdog,
         images: ThreadPoolExecutor,
         prepare_thread: Callable[[], None],
+        lane: Lane | None = None,
+        fits_beside: Callable[[Shape], bool] = lambda _: False,
     ) -> None:
+        """With a `lane`, sizes that `fits_beside` tells are decoded beside the steps."""
         self._board = board
         self._sampler = sampler
-        self.retrying = Retrying(sampler, self._limit_batches)
+        self.retrying = Retrying(sampler, self._limit_batches, lambda: self.decoding.wait_idle())
         self._watchdog = watchdog
-        self._images = Images(board, images)
+        self.decoding = Decoding(
+            board, sampler, self.retrying, Images(board, images), watchdog, lane, fits_beside
+        )
+        self._lane = lane
         self._prepare_thread = prepare_thread
         self._prompts = PromptQueue(board, encoder, watchdog)
         self._errands: deque[Callable[[], None]] = deque()
@@ -57,6 +64,8 @@ class DeviceThread:
         self._failures_in_a_row = 0
         self._thread = threading.Thread(target=self._main, name="flux-device", daemon=True)
         self._thread.start()
+        if lane is not None:
+            lane.start(died=self._fail_for_good)
 
     def encode(self, prompts: Sequence[str]) -> list[PromptEmbedding]:
         """Take prompts to encode before the next step; raises as `PromptQueue.ask`. Any thread."""
@@ -87,7 +96,7 @@ class DeviceThread:
             return "the device thread is dead"
         if self._failures_in_a_row >= FAILURES_IN_A_ROW_MAX:
             return f"the last {self._failures_in_a_row} step batches failed"
-        return self._watchdog.overdue()
+        return self._watchdog.overdue() or (self._lane.trouble() if self._lane else None)
 
     def close(self, drain_s: float) -> None:
         """Refuse new jobs, finish the others for `drain_s`, fail the rest, end the thread."""
@@ -98,7 +107,11 @@ class DeviceThread:
             self._stopping = True
             self._fail_everything(Draining(CLOSING))
             board.changed.notify_all()
+        if self._lane is not None:
+            self._lane.stop()
         self._thread.join(JOIN_S)
+        if self._lane is not None:
+            self._lane.join(JOIN_S)
 
     def _main(self) -> None:
         try:
@@ -109,16 +122,20 @@ class DeviceThread:
             logger.exception("the device thread died")
             raise
         finally:
-            with self._board.changed:
-                self._board.refusal = self._board.refusal or (Unavailable, DEAD)
-                self._fail_everything(GenerationFailed(FAILED))
+            self._fail_for_good()
 
     def _wait_for_work(self) -> bool:
         """Sleep until there is something to do; False when the thread shall end."""
         board = self._board
         with board.changed:
             board.changed.wait_for(
-                lambda: self._stopping or board.samples or self._prompts or self._errands
+                lambda: (
+                    self._stopping
+                    or self._prompts
+                    or self._errands
+                    or self.decoding.returned
+                    or (self.decoding.has_room and any(not one.decoding for one in board.samples))
+                )
             )
             return not self._stopping
 
@@ -131,8 +148,15 @@ class DeviceThread:
             self._errands.popleft()()
             self._watchdog.end(learn=False)
         self._prompts.encode()
+        self.decoding.finish_returned()
         with board.changed:
-            ready = [sample for sample in board.samples if sample.run.embedding.vectors]
+            if not self.decoding.has_room:
+                return
+            ready = [
+                sample
+                for sample in board.samples
+                if sample.run.embedding.vectors and not sample.decoding
+            ]
             chosen = board.planner.choose([sample.candidate for sample in ready])
         batch = [ready[index] for index in chosen if self._start(ready[index])]
         batch = self._step(batch) if batch else []
@@ -140,9 +164,9 @@ class DeviceThread:
             for sample in batch:
                 self._tell(sample)
             for sample in batch:
-                self._finish(sample)
+                self.decoding.finish(sample)
             for sample in batch:
-                self._preview(sample)
+                self.decoding.preview(sample)
 
     def _start(self, sample: SampleRun) -> bool:
         """Draw the noise of a sample chosen for the first time; False when that failed."""
@@ -201,53 +225,11 @@ class DeviceThread:
         if state is not None:
             self._board.send(run, Step(run.job.job_id, sample.index, state.steps_done, state.steps))
 
-    def _finish(self, sample: SampleRun) -> None:
-        """After its last step, decode a sample and pass its pixels on."""
-        run, state = sample.run, sample.sample
-        if run.ended or state is None or not state.done:
-            return
-        pixels = self._decode(sample)
+    def _fail_for_good(self) -> None:
+        """A thread died: nothing that is inside will ever be done, nor what comes."""
         with self._board.changed:
-            if pixels is None or run.ended:
-                return
-            self._board.samples.remove(sample)
-        sample.sample = None  # its latents are not needed any more
-        self._images.finish(sample, pixels)
-
-    def _preview(self, sample: SampleRun) -> None:
-        """Decode the preview that the step just done kept, if any; without it the job goes on."""
-        run, state = sample.run, sample.sample
-        if run.ended or state is None or state.preview is None:
-            return
-        self._watchdog.begin(("decode", run.job.height, run.job.width))
-        try:
-            self._images.preview(sample, self._sampler.decode_preview(state))
-        except Exception:  # also NaN: the image itself will tell
-            logger.exception("a preview failed: job %s", run.job.job_id)
-        finally:
-            self._watchdog.end()
-
-    def _decode(self, sample: SampleRun) -> Pixels | None:
-        """Pixels on the host; None when the job failed for want of them."""
-        started_at = time.monotonic()
-        run = sample.run
-        self._watchdog.begin(("decode", run.job.height, run.job.width))
-        try:
-            if sample.sample is None:
-                return None
-            pixels = self.retrying.decode(sample.sample)
-        except NonFiniteLatents:
-            logger.error("latents hold NaN or infinity: job %s", run.job.job_id)
-        except Exception:
-            logger.exception("decoding failed: job %s", run.job.job_id)
-        else:
-            sample.decode_s = time.monotonic() - started_at
-            self._board.decoded(sample)
-            return pixels
-        finally:
-            self._watchdog.end()
-        self._board.end(run, GenerationFailed(FAILED))
-        return None
+            self._board.refusal = self._board.refusal or (Unavailable, DEAD)
+            self._fail_everything(GenerationFailed(FAILED))
 
     def _fail_everything(self, error: AppError) -> None:
         """End every job and forget every prompt. Holds the board's lock."""

@@ -18,7 +18,9 @@ from diffusers import FluxPipeline
 from serve_app.config import EngineConfig
 from serve_app.engine import load, memory
 from serve_app.engine.board import Board
+from serve_app.engine.check import check_job
 from serve_app.engine.device import DeviceThread
+from serve_app.engine.graphs import CudaRecorder, Recorder
 from serve_app.engine.job import (
     EngineStats,
     Event,
@@ -27,19 +29,18 @@ from serve_app.engine.job import (
     GenerationResult,
     ModelInfo,
 )
+from serve_app.engine.lane import Lane
 from serve_app.engine.measure import device_key, measure
 from serve_app.engine.optimize import optimize, prepare_thread
 from serve_app.engine.planner import Planner
 from serve_app.engine.sampler import Sampler
 from serve_app.engine.schedule import Shape
 from serve_app.engine.text import PromptEmbedding, PromptEncoder
-from serve_app.engine.warmup import compile_ahead
+from serve_app.engine.warmup import capture_ahead, compile_ahead
 from serve_app.engine.watchdog import Watchdog
-from serve_app.errors import InvalidValue
 
 DRAIN_S = 60.0  # what `async with` grants running jobs: a FLUX.1-dev image takes a few seconds
 WARM_UP = "warm up"  # the prompt that warms up
-SEED_LIMIT = 2**64  # torch.Generator takes 64 bits
 
 
 class Engine:
@@ -55,8 +56,16 @@ class Engine:
         *,
         text_tokens_max: int | None = None,
         compile_backend: str = "inductor",
+        recorder: Recorder | None = None,
     ) -> None:
         """Serve a pipeline that is already on its device. The engine owns it from here on.
+
+        Args:
+            pipeline: FLUX.
+            config: None takes the defaults.
+            text_tokens_max: caps the tokens of the T5 encoder; None takes what suits the model.
+            compile_backend: of torch.compile.
+            recorder: records step batches; None takes CUDA's where `cuda_graphs` asks for it.
 
         Raises:
             ConfigError: this machine lacks what a switch in `config.optimize` needs.
@@ -78,15 +87,24 @@ class Engine:
         self._encoder = PromptEncoder(
             pipeline, self.info.text_tokens_max, config.prompt_cache_entries
         )
-        self._sampler = Sampler(pipeline, config.device, self._compiled)
+        if config.optimize.cuda_graphs:
+            recorder = recorder or CudaRecorder(config.device)
+        self._sampler = Sampler(pipeline, config.device, self._compiled, recorder)
         self._board = Board(config.queue_max_samples, self._planner)
+        prepare = partial(self._prepare_thread, config.torch_threads)
+        watchdog = partial(Watchdog, config.stall_first_s, config.stall_factor)
+        lane = None
+        if config.optimize.overlap_decode:
+            lane = Lane(config.device, self._board.changed, watchdog(), prepare)
         self._device = DeviceThread(
             self._board,
             self._encoder,
             self._sampler,
-            Watchdog(config.stall_first_s, config.stall_factor),
+            watchdog(),
             self._images,
-            prepare_thread=partial(self._prepare_thread, config.torch_threads),
+            prepare,
+            lane,
+            self.memory.fits_beside,
         )
 
     @classmethod
@@ -134,7 +152,7 @@ class Engine:
             GenerationFailed: the model failed. DeadlineExceeded: `timeout_s` has passed.
             JobCancelled: somebody called `cancel`.
         """
-        self._check_job(job)
+        check_job(job, self.info, self.memory)
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
 
@@ -179,11 +197,15 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """A snapshot; cheap enough for every metrics interval."""
+        graphs, decoding = self._sampler.graphs, self._device.decoding
         return dataclasses.replace(
             self._board.stats(),
             recompiles=self._compiled.recompiles,
             eager_calls=self._compiled.eager_calls,
-            out_of_memory=self._device.retrying.out_of_memory,
+            graph_replays=graphs.replays if graphs else 0,
+            graph_misses=graphs.misses if graphs else 0,
+            decodes_alone=decoding.alone,
+            out_of_memory=self._device.retrying.out_of_memory + decoding.out_of_memory,
             memory_peak_bytes=memory.peak_bytes(self._device_name),
         )
 
@@ -212,13 +234,14 @@ class Engine:
     async def warm_up(self, sizes: Iterable[tuple[int, int]]) -> None:
         """Prepare (width, height)s, so that no client waits for the first use.
 
-        Compiles what they need, draws a single-step image of each, and measures which step batches
-        pay. Sizes left out run what fits of the compiled code, or without.
+        Compiles what they need, records the CUDA graphs asked for, draws a single-step image of
+        each, and measures which step batches pay. Sizes left out run what fits of the compiled
+        code, or without.
         """
         sizes = list(sizes)
         shapes = [(height, width) for width, height in sizes]
-        if self._compiled.active:
-            await self._between_steps(partial(self._compile_ahead, shapes))
+        if self._compiled.active or self.memory.graph_samples:
+            await self._between_steps(partial(self._prepare_steps, shapes))
         for width, height in sizes:
             job_id = f"warm-up-{width}x{height}"
             await self.generate(
@@ -227,6 +250,8 @@ class Engine:
         if sizes and self._measure_s:
             await self._between_steps(partial(self._measure, shapes))
         self._compiled.freeze()
+        if self._sampler.graphs:
+            self._sampler.graphs.freeze()
 
     async def close(self, drain_s: float = 0.0) -> None:
         """Refuse new jobs, give the others `drain_s` seconds, end the rest with `Draining`."""
@@ -252,28 +277,17 @@ class Engine:
     async def _between_steps(self, errand: Callable[[], None]) -> None:
         await asyncio.wrap_future(self._device.run_between_steps(errand))
 
-    def _compile_ahead(self, shapes: Sequence[Shape]) -> None:
-        """On the device thread: nothing of these shapes has to be compiled after it."""
+    def _prepare_steps(self, shapes: Sequence[Shape]) -> None:
+        """On the device thread: compile what these shapes need, and record graphs."""
         [vectors] = self._encoder.encode([WARM_UP])
-        compile_ahead(self._compiled, self._board, self._sampler, vectors, shapes)
+        board, sampler, decoding = self._board, self._sampler, self._device.decoding
+        if self._compiled.active:
+            compile_ahead(self._compiled, board, sampler, decoding.rehearse, vectors, shapes)
+        decoding.wait_idle()  # nothing else may use the device while it records
+        capture_ahead(board, sampler, vectors, self.memory.graph_samples)
 
     def _measure(self, shapes: Sequence[Shape]) -> None:
         """On the device thread: learn the costs of sizes that are warm."""
         [vectors] = self._encoder.encode([WARM_UP])
         measure(self._board, self._sampler, vectors, shapes, self._measure_s)
         self._planner.keep()
-
-    def _check_job(self, job: GenerationJob) -> None:
-        multiple = self.info.size_multiple_px
-        if job.width % multiple or job.height % multiple or min(job.width, job.height) < multiple:
-            raise InvalidValue(f"Width and height must be multiples of {multiple}.").at("size")
-        if self.memory.samples_max(job.height, job.width) == 0:
-            raise InvalidValue("The memory of this model's machine cannot hold that size.").at(
-                "size"
-            )
-        if job.steps < 1:
-            raise InvalidValue("At least one step is needed.").at("num_inference_steps")
-        if not job.seeds:
-            raise InvalidValue("At least one image is needed.").at("n")
-        if not all(0 <= seed < SEED_LIMIT for seed in job.seeds):
-            raise InvalidValue("Seeds are whole numbers from 0 to 2^64 - 1.").at("seed")

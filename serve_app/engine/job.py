@@ -145,6 +145,12 @@ class EngineStats:
     """Compilations since the warm-up: clients waited for them; should stay 0."""
     eager_calls: int = 0
     """Calls of sizes that had not been warmed up, where anything is compiled."""
+    graph_replays: int = 0
+    """Step batches that a CUDA graph did, since the warm-up."""
+    graph_misses: int = 0
+    """Step batches that had no graph, where any was asked for."""
+    decodes_alone: int = 0
+    """Decodes that found no memory beside a step, where they may be there."""
     out_of_memory: int = 0
     """Calls that ran out of memory and were tried again in parts."""
     memory_peak_bytes: int = 0

@@ -17,7 +17,7 @@ from serve_app.engine.cost import TRUSTED
 from serve_app.engine.sampler import Sampler
 from serve_app.engine.schedule import Shape
 from serve_app.engine.text import PromptVectors
-from serve_app.engine.warmup import step_fits
+from serve_app.engine.warmup import fits
 from serve_app.engineconfig import EngineConfig
 
 ROUNDS = 5  # of the ladder; interleaved, so that what disturbs the machine disturbs all of it
@@ -60,7 +60,7 @@ def _measure_shape(
             began_at = time.monotonic()
             if began_at >= until:
                 return
-            if not step_fits(board, sampler, samples[:size]):
+            if not fits(board, samples[:size], sampler.step):
                 break
             with board.changed:
                 board.planner.costs.record_step(shape, size, time.monotonic() - began_at)

@@ -7,17 +7,24 @@ the measured peak. Must not know about jobs.
 """
 
 import gc
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from diffusers import FluxPipeline
 
+from serve_app.engine.schedule import Shape
 from serve_app.engineconfig import EngineConfig
+from serve_app.errors import ConfigError
 
 GIB = 2**30
 SAFETY = 1.25  # fragmentation, workspaces of cuDNN and cuBLAS, what the counts below leave out
 HEADROOM = 0.05  # of the free memory, never given to activations
+# Of the memory for activations, set apart for a decode beside a step. FLUX.1 in bf16 on 80 GB: 10
+# GiB of 40, enough for 1536x1536; what is larger is decoded between steps.
+BESIDE_SHARE = 0.25
+GRAPHS_SHARE = 0.5  # of the same, at most, for CUDA graphs: other sizes have to run, too
 # Per token, in widths of the transformer, at the peak of a single block: the stream and its norm
 # (2), query, key, value before and after RoPE (6), the MLP before and after GELU (8), attention
 # and MLP joined (5), the output (1).
@@ -71,16 +78,29 @@ class MemoryBudget:
 
     footprint: Footprint
     available_bytes: int
+    beside_bytes: int = 0
+    """Of these, for what is decoded beside a step: never given to steps."""
+    graph_samples: Mapping[Shape, int] = field(default_factory=dict)
+    """Largest step batch of each (height, width) to record as a CUDA graph."""
 
     def samples_max(self, height: int, width: int) -> int:
         """Largest step batch of a size; 0 when not even one image fits."""
         if self.footprint.decode_bytes(height, width) > self.available_bytes:
             return 0
-        return self.available_bytes // self.footprint.step_bytes(height, width, 1)
+        for_steps = self.available_bytes - self.beside_bytes
+        return for_steps // self.footprint.step_bytes(height, width, 1)
+
+    def fits_beside(self, shape: Shape) -> bool:
+        """Whether an image of this (height, width) may be decoded beside any step."""
+        return self.footprint.decode_bytes(*shape) <= self.beside_bytes
 
 
 def budget(pipeline: FluxPipeline, text_tokens: int, config: EngineConfig) -> MemoryBudget:
-    """The budget of a pipeline that is on its device already, or where its offloading keeps it."""
+    """The budget of a pipeline that is on its device already, or where its offloading keeps it.
+
+    Raises:
+        ConfigError: a size of `optimize.cuda_graphs` does not fit.
+    """
     if config.memory_limit_gib is not None:
         available = config.memory_limit_gib * GIB
     else:
@@ -89,8 +109,30 @@ def budget(pipeline: FluxPipeline, text_tokens: int, config: EngineConfig) -> Me
             available -= max(
                 weight_bytes(pipeline.transformer), weight_bytes(pipeline.text_encoder_2)
             )
-    available_bytes = max(0, round(available * (1 - HEADROOM)))
-    return MemoryBudget(Footprint.of(pipeline, text_tokens), available_bytes)
+    return divide(
+        Footprint.of(pipeline, text_tokens), max(0, round(available * (1 - HEADROOM))), config
+    )
+
+
+def divide(footprint: Footprint, available_bytes: int, config: EngineConfig) -> MemoryBudget:
+    """Share memory out among steps, decodes beside them, and graphs, which keep theirs for good.
+
+    Raises:
+        ConfigError: a size of `optimize.cuda_graphs` does not fit.
+    """
+    captured: dict[Shape, int] = {}
+    kept_bytes = 0
+    for size in config.optimize.cuda_graphs:
+        width, height = (int(edge) for edge in size.split("x"))
+        fit = int(GRAPHS_SHARE * available_bytes) // footprint.step_bytes(height, width, 1)
+        if fit == 0:
+            raise ConfigError(f"optimize.cuda_graphs: no memory for {size}")
+        captured[height, width] = min(fit, config.step_batch_max_samples)
+        needed = footprint.step_bytes(height, width, captured[height, width])
+        kept_bytes = max(kept_bytes, needed)  # they share a pool: one graph runs at a time
+    left = available_bytes - kept_bytes
+    beside = round(BESIDE_SHARE * left) if config.optimize.overlap_decode else 0
+    return MemoryBudget(footprint, left, beside, captured)
 
 
 def weight_bytes(module: torch.nn.Module) -> int:

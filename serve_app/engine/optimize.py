@@ -2,17 +2,13 @@
 
 Data flow: a pipeline on its device and `EngineConfig` -> the same pipeline, its modules changed in
 place, and `Compiled`, which keeps compilations out of the serving path. `docs/performance.md` says
-what each switch is worth. Two switches that the plan had are left out for a reason:
-
-- CUDA graphs: with the blocks compiled, a step is about a thousand launches, 5 ms of a host that
-  runs ahead of 20 ms or more of GPU work (FLUX.1 at 256x256, the smallest size). Graphs would fix
-  one shape each, and exclude `dynamic`.
-- A second stream for the VAE: decode and denoise compete for the same multiprocessors. What can
-  overlap does: files are made on other threads, and pixels leave as pinned bytes.
+what each switch is worth. Two switches are not about the pipeline and live elsewhere: CUDA graphs
+(`graphs.py`) and decoding beside the steps (`lane.py`).
 """
 
 import contextlib
 import importlib.util
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,7 +42,8 @@ class Compiled:
 
     Until `freeze`, calls compile what they need. After it, buckets seen before run as they did, and
     all others run what fits of the compiled code, or eagerly: slower, but with no pause of seconds.
-    Device thread only, `recompiles` apart.
+    Safe for a step and a decode at once: torch keeps one stance for all threads, so whoever comes
+    first takes it and whoever leaves last gives it back. Buckets seen before do not notice it.
     """
 
     mode: Compile = "off"
@@ -56,6 +53,10 @@ class Compiled:
     """Calls of buckets that had not been warmed up."""
     _warm: set[Bucket] = field(default_factory=set)
     _graphs_at_freeze: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _uncompiled: int = 0
+    """Calls under way that must not compile."""
+    _stance: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     @contextlib.contextmanager
     def call(self, height: int, width: int, samples: int) -> Iterator[None]:
@@ -65,12 +66,26 @@ class Compiled:
         if not self.active or bucket in self._warm:
             yield
         elif self.frozen:
-            self.eager_calls += 1
-            with torch.compiler.set_stance("eager_on_recompile"):
+            with self._without_compiling():
                 yield
         else:
             yield
             self._warm.add(bucket)
+
+    @contextlib.contextmanager
+    def _without_compiling(self) -> Iterator[None]:
+        with self._lock:
+            self.eager_calls += 1
+            self._uncompiled += 1
+            if self._uncompiled == 1:
+                self._stance.enter_context(torch.compiler.set_stance("eager_on_recompile"))
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._uncompiled -= 1
+                if self._uncompiled == 0:
+                    self._stance.close()
 
     @property
     def active(self) -> bool:

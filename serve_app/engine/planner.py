@@ -170,7 +170,8 @@ class Planner:
             together = min(count, self.limit(shape))
             spent_s[shape] = self.step_s(shape, together) / together
         return sum(
-            one.steps_left * spent_s[one.shape] + self.decode_s(one.shape) for one in samples
+            one.steps_left * spent_s[one.shape] + one.decodes * self.decode_s(one.shape)
+            for one in samples
         )
 
     def _restore(self) -> None:

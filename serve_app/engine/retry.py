@@ -22,10 +22,22 @@ Failure = Literal["out of memory", "failed"]
 class Retrying:
     """A sampler whose failures are contained."""
 
-    def __init__(self, sampler: Sampler, limit: Callable[[Shape, int], None]) -> None:
-        """`limit` takes the most samples of a shape that should be tried again."""
+    def __init__(
+        self,
+        sampler: Sampler,
+        limit: Callable[[Shape, int], None],
+        wait_alone: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Contain the failures of a sampler.
+
+        Args:
+            sampler: takes the steps.
+            limit: takes the most samples of a shape that should be tried again.
+            wait_alone: waits until nothing else runs on the device; whether anything did.
+        """
         self._sampler = sampler
         self._limit = limit
+        self._wait_alone = wait_alone
         self.out_of_memory = 0
         """Calls that ran out of memory so far."""
         self.failures = 0
@@ -43,6 +55,9 @@ class Retrying:
             for sample, done in zip(samples, before, strict=True)
             if sample.steps_done == done
         ]
+        if failure == "out of memory" and self._wait_alone():
+            memory.release()  # what ran beside had the memory: the batch itself may well fit
+            return self.step(left) if left else []
         if failure == "out of memory":
             return self._step_halves(left, len(samples))
         if len(samples) == 1:

@@ -1,7 +1,8 @@
 """One sample at a time through FLUX: noise, steps, pixels, exactly as `FluxPipeline` does it.
 
 Data flow: seed -> noise (`start`) -> step batches of samples of equal size (`step`) -> finite
-latents -> VAE -> uint8 pixels on the host (`decode`). Runs on the device thread alone. Every sample
+latents -> VAE -> uint8 pixels on the host (`decode`). `start` and `step` belong to the device
+thread; `decode` may run beside them, on a thread and a stream of its own (`lane.py`). Every sample
 owns a diffusers scheduler object and steps its own slice: at batch 1 the result is bitwise that
 of `FluxPipeline.__call__`, which one broadcast Euler step over the batch is not (in bf16, 0-d
 sigmas do not promote, [B, 1, 1] ones do). Must not know about jobs, queues or asyncio.
@@ -17,6 +18,7 @@ import torch
 from diffusers import FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 
+from serve_app.engine.graphs import Inputs, Recorder, StepGraphs
 from serve_app.engine.optimize import Compiled
 from serve_app.engine.text import PromptVectors
 
@@ -61,9 +63,22 @@ class Sampler:
     """The denoising half of a pipeline, cut open between steps."""
 
     def __init__(
-        self, pipeline: FluxPipeline, device: str, compiled: Compiled | None = None
+        self,
+        pipeline: FluxPipeline,
+        device: str,
+        compiled: Compiled | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
+        """Draw with a pipeline on its device.
+
+        Args:
+            pipeline: FLUX.
+            device: of torch.
+            compiled: what has been compiled of it.
+            recorder: records CUDA graphs; with it step batches can be captured.
+        """
         self._pipeline = pipeline
+        self.graphs = StepGraphs(self._transform, recorder) if recorder else None
         self._compiled = compiled or Compiled()
         self._device = torch.device(device)
         self._guidance = bool(pipeline.transformer.config.guidance_embeds)
@@ -106,9 +121,7 @@ class Sampler:
     @torch.no_grad()
     def step(self, samples: Sequence[Sample]) -> None:
         """Advance every sample by one step, in one transformer call; sizes must be equal."""
-        first = samples[0]
-        with self._compiled.call(first.height, first.width, len(samples)):
-            velocities = self._transformer(samples)
+        velocities = self._velocities(samples)
         for row, sample in enumerate(samples):
             timestep = sample.timesteps[sample.steps_done]
             velocity = velocities[row : row + 1]
@@ -119,8 +132,8 @@ class Sampler:
             sample.steps_done += 1
         if self._device.type == "cuda":
             # A step is over when the GPU says so: its events, its time and the next choice of a
-            # batch would otherwise run ahead of it.
-            torch.cuda.synchronize(self._device)
+            # batch would otherwise run ahead of it. What is decoded beside it is not waited for.
+            torch.cuda.current_stream(self._device).synchronize()
 
     @torch.no_grad()
     def decode(self, sample: Sample) -> Pixels:
@@ -129,33 +142,53 @@ class Sampler:
         Raises:
             NonFiniteLatents: the latents or the decoded picture hold NaN or infinity.
         """
-        return self._decode(sample.latents, sample)
+        return self.decode_latents(sample.latents, sample.height, sample.width)
 
     @torch.no_grad()
-    def decode_preview(self, sample: Sample) -> Pixels:
-        """Pixels of `sample.preview`, which is dropped; raises as `decode`."""
-        latents, sample.preview = sample.preview, None
-        if latents is None:
-            raise ValueError("no preview was kept at this step")
-        return self._decode(latents, sample)
+    def decode_latents(self, latents: torch.Tensor, height: int, width: int) -> Pixels:
+        """Pixels of packed latents [1, tokens, channels], a preview's for one; raises as `decode`.
 
-    def _decode(self, latents: torch.Tensor, sample: Sample) -> Pixels:
+        On a GPU it works on the calling thread's stream, and waits for that alone.
+        """
         pipeline = self._pipeline
         config = pipeline.vae.config
         if not bool(torch.isfinite(latents).all()):
             raise NonFiniteLatents
-        latents = pipeline._unpack_latents(
-            latents, sample.height, sample.width, pipeline.vae_scale_factor
-        )
+        latents = pipeline._unpack_latents(latents, height, width, pipeline.vae_scale_factor)
         latents = (latents / config.scaling_factor) + config.shift_factor
-        with self._compiled.call(sample.height, sample.width, 0):
+        with self._compiled.call(height, width, 0):
             image = pipeline.vae.decode(latents, return_dict=False)[0]
         if not bool(torch.isfinite(image).all()):
             raise NonFiniteLatents
         return _to_pixels(image)
 
-    def _transformer(self, samples: Sequence[Sample]) -> torch.Tensor:
+    @torch.no_grad()
+    def capture(self, samples: Sequence[Sample]) -> None:
+        """Record the transformer call of such a step batch; `step` replays it from then on."""
+        if self.graphs is not None:
+            first = samples[0]
+            self.graphs.capture((first.height, first.width), self._inputs(samples))
+
+    def _velocities(self, samples: Sequence[Sample]) -> torch.Tensor:
         """Predict velocities [len(samples), tokens, channels]."""
+        first, inputs = samples[0], self._inputs(samples)
+        if self.graphs is not None:
+            replayed = self.graphs.replay((first.height, first.width), inputs)
+            if replayed is not None:
+                return replayed
+        with self._compiled.call(first.height, first.width, len(samples)):
+            return self._transform(inputs)
+
+    def _transform(self, inputs: Inputs) -> torch.Tensor:
+        """Call the transformer."""
+        transformer = self._pipeline.transformer
+        with transformer.cache_context("cond"):
+            velocities: torch.Tensor = transformer(
+                **inputs, joint_attention_kwargs={}, return_dict=False
+            )[0]
+        return velocities
+
+    def _inputs(self, samples: Sequence[Sample]) -> Inputs:
         latents = torch.cat([sample.latents for sample in samples])
         timestep = torch.stack([sample.timesteps[sample.steps_done] for sample in samples])
         states = torch.cat([sample.vectors.states for sample in samples])
@@ -164,21 +197,16 @@ class Sampler:
             guidance = torch.tensor(
                 [sample.guidance for sample in samples], device=self._device, dtype=torch.float32
             )
-        transformer = self._pipeline.transformer
-        with transformer.cache_context("cond"):
-            velocities: torch.Tensor = transformer(
-                hidden_states=latents,
-                # Rounded to the latents' precision first, as FluxPipeline does.
-                timestep=timestep.to(latents.dtype) / TRAIN_TIMESTEPS,
-                guidance=guidance,
-                pooled_projections=torch.cat([sample.vectors.pooled for sample in samples]),
-                encoder_hidden_states=states,
-                txt_ids=torch.zeros(states.shape[1], 3, device=self._device, dtype=states.dtype),
-                img_ids=samples[0].image_ids,
-                joint_attention_kwargs={},
-                return_dict=False,
-            )[0]
-        return velocities
+        return {
+            "hidden_states": latents,
+            # Rounded to the latents' precision first, as FluxPipeline does.
+            "timestep": timestep.to(latents.dtype) / TRAIN_TIMESTEPS,
+            "guidance": guidance,
+            "pooled_projections": torch.cat([sample.vectors.pooled for sample in samples]),
+            "encoder_hidden_states": states,
+            "txt_ids": torch.zeros(states.shape[1], 3, device=self._device, dtype=states.dtype),
+            "img_ids": samples[0].image_ids,
+        }
 
     def _set_timesteps(self, scheduler: Any, steps: int, tokens: int) -> torch.Tensor:
         """Steps 5 and 6 of `FluxPipeline.__call__`: sigmas, resolution-dependent shift, index."""
@@ -220,6 +248,11 @@ def _to_pixels(image: torch.Tensor) -> Pixels:
     image = image.contiguous()
     if image.is_cuda:  # a pinned target is copied to by DMA, at the full speed of the bus
         host = torch.empty(image.shape, dtype=image.dtype, pin_memory=True)
-        image = host.copy_(image)
+        host.copy_(image, non_blocking=True)
+        # Waiting for it sleeps: to spin would cost a core.
+        copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        copied.record(torch.cuda.current_stream(image.device))
+        copied.synchronize()
+        image = host
     pixels: Pixels = image.numpy()
     return pixels

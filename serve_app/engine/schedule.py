@@ -35,6 +35,8 @@ class Candidate:
     """Samples of one job share it."""
     arrived_s: float = 0.0
     """When its job was admitted, on any clock."""
+    decodes: int = 1
+    """VAE decodes still to do: its image, and previews on the way."""
 
     @property
     def shape(self) -> Shape:
@@ -108,7 +110,8 @@ def rank(candidates: Sequence[Candidate], prices: Prices, rules: Rules) -> list[
         return [(False, 0.0, index) for index in range(len(candidates))]
     left_s: dict[int, float] = {}
     for one in candidates:
-        cost_s = one.steps_left * prices.step_s(one.shape, 1) + prices.decode_s(one.shape)
+        cost_s = one.steps_left * prices.step_s(one.shape, 1)
+        cost_s += one.decodes * prices.decode_s(one.shape)
         left_s[one.job] = left_s.get(one.job, 0.0) + cost_s
     if rules.policy == "srpt":
         return [(False, left_s[one.job], index) for index, one in enumerate(candidates)]

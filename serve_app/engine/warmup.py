@@ -1,11 +1,11 @@
 """What a replica does before the first client: everything that is slow only once.
 
 Data flow: sizes -> throw-away samples -> each batch size that compiled code tells apart, and a
-decode. Runs on the device thread, between steps. What it takes is no step time: nothing is learnt
-from it, which is why it goes before `measure.py`.
+decode; then the CUDA graphs. Runs on the device thread, between steps. What it takes is no step
+time: nothing is learnt from it, which is why it goes before `measure.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from serve_app.engine import memory
 from serve_app.engine.board import Board
@@ -15,10 +15,10 @@ from serve_app.engine.schedule import Shape
 from serve_app.engine.text import PromptVectors
 
 
-def step_fits(board: Board, sampler: Sampler, samples: Sequence[Sample]) -> bool:
-    """Take a step; False when memory did not suffice, which the scheduler gets to know."""
+def fits(board: Board, samples: Sequence[Sample], call: Callable[[Sequence[Sample]], None]) -> bool:
+    """Try a step batch; False when memory did not suffice, which the scheduler gets to know."""
     try:
-        sampler.step(samples)
+        call(samples)
     except Exception as error:
         if not memory.is_out_of_memory(error):
             raise
@@ -34,6 +34,7 @@ def compile_ahead(
     compiled: Compiled,
     board: Board,
     sampler: Sampler,
+    decode: Callable[[Sample], None],
     vectors: PromptVectors,
     shapes: Sequence[Shape],
 ) -> None:
@@ -41,7 +42,20 @@ def compile_ahead(
     for height, width in shapes:
         samples_max = board.planner.budget.most((height, width))
         for samples in compiled.batches(samples_max):
-            batch = [sampler.start(vectors, width, height, 1, 0.0, seed) for seed in range(samples)]
-            if not step_fits(board, sampler, batch):
+            if not fits(board, _batch(sampler, vectors, (height, width), samples), sampler.step):
                 break
-        sampler.decode(sampler.start(vectors, width, height, 1, 0.0, 0))
+        decode(sampler.start(vectors, width, height, 1, 0.0, 0))
+
+
+def capture_ahead(
+    board: Board, sampler: Sampler, vectors: PromptVectors, samples_by_shape: Mapping[Shape, int]
+) -> None:
+    """Record the graphs of these shapes, largest batch first: smaller ones find its memory."""
+    for shape, most in samples_by_shape.items():
+        for samples in range(min(most, board.planner.budget.most(shape)), 0, -1):
+            fits(board, _batch(sampler, vectors, shape, samples), sampler.capture)
+
+
+def _batch(sampler: Sampler, vectors: PromptVectors, shape: Shape, samples: int) -> list[Sample]:
+    height, width = shape
+    return [sampler.start(vectors, width, height, 1, 0.0, seed) for seed in range(samples)]
