@@ -24,6 +24,7 @@ SWITCHES: dict[str, dict[str, bool]] = {
     "all off": {"channels_last_vae": False},
     "channels_last_vae": {"channels_last_vae": True},
     "channels_last_vae, fuse_qkv": {"channels_last_vae": True, "fuse_qkv": True},
+    "channels_last_vae, overlap_decode": {"channels_last_vae": True, "overlap_decode": True},
 }
 
 Result = tuple[list[Row], dict[str, float], list[str]]
@@ -88,7 +89,7 @@ def _ablation(threads: int, text_tokens: int, rounds: int) -> list[Row]:
         sides[name] = Ours(SOURCE, config, text_tokens)
         sides[name].warm_up((128, LATENCY_PX))
     rows = []
-    for px, images in ((LATENCY_PX, 1), (128, CONCURRENCY)):
+    for px, images in ((LATENCY_PX, 1), (128, CONCURRENCY), (LATENCY_PX, CONCURRENCY)):
         work = Work(px, STEPS, images)
         ways = {name: partial(side.draw, work) for name, side in sides.items()}
         times = in_turn(ways, rounds)

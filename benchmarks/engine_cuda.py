@@ -71,6 +71,22 @@ TARGETS = (
     Target("random:dev", "bf16", DEV_1024, seconds=3.3),
     Target("random:dev", "fp8", DEV_1024, seconds=2.3),
 )
+# Where launching might limit, and where an image is decoded while others step.
+SMALL = (_schnell(256), _schnell(256, 16))
+CROWD = (*SMALL, _schnell(1024, 8))
+GRAPHS = FULL.model_copy(update={"cuda_graphs": ("256x256",)})
+OVERLAP = FULL.model_copy(update={"overlap_decode": True})
+BOTH = GRAPHS.model_copy(update={"overlap_decode": True})
+PAIRED: tuple[tuple[str, OptimizeConfig, tuple[Work, ...]], ...] = (
+    ("all + cuda_graphs", GRAPHS, SMALL),
+    ("all + overlap_decode", OVERLAP, CROWD),
+    ("all + both", BOTH, SMALL),
+    (
+        "attention best + cuda_graphs, nothing compiled",
+        OptimizeConfig(attention="best", cuda_graphs=("256x256",)),
+        SMALL,
+    ),
+)
 COLD_START_MAX_S = 60.0
 
 Result = tuple[list[Row], dict[str, float], list[str]]
@@ -101,6 +117,9 @@ def run(device: str, *, quick: bool) -> Result:
         for name, switches in ABLATION.items():
             with _or_note(notes, f"ablation {name}"):
                 rows.append(_ablation(device, name, switches, rounds))
+        for name, switches, works in PAIRED:
+            with _or_note(notes, f"ablation {name}"):
+                rows += _paired(device, name, switches, works, rounds, notes)
     for key in ("throughput_ratio", "worst_ratio", "latency_s", "latency_ratio", "roofline_ratio"):
         summary.setdefault(key, 0.0)
     notes.append("0 in the last line: not run")
@@ -174,6 +193,40 @@ def _ablation(device: str, name: str, switches: OptimizeConfig, rounds: int) -> 
         ours.warm_up([target.work.px])
         taken = in_turn({"ours": partial(ours.draw, target.work)}, rounds)
     return _row(target, taken, name)
+
+
+def _paired(
+    device: str,
+    name: str,
+    switches: OptimizeConfig,
+    works: tuple[Work, ...],
+    rounds: int,
+    notes: list[str],
+) -> list[Row]:
+    """Ours with the switches against ours without these two, in turn; `eager` is the latter."""
+    _need_memory(device, 2 * WEIGHTS_GIB + 16)
+    plain = switches.model_copy(update={"cuda_graphs": (), "overlap_decode": False})
+    config = EngineConfig(
+        device=device, precision="bf16", optimize=switches, step_batch_max_samples=8
+    )
+    with (
+        Ours("random:schnell", config, 256) as ours,
+        Ours("random:schnell", config.model_copy(update={"optimize": plain}), 256) as other,
+    ):
+        rows = []
+        sizes = sorted({work.px for work in works})
+        ours.warm_up(sizes)
+        other.warm_up(sizes)
+        for work in works:
+            ways = {"eager": partial(other.draw, work), "ours": partial(ours.draw, work)}
+            target = Target("random:schnell", "bf16", work)
+            rows.append(_row(target, in_turn(ways, rounds), f"{name} / ours without"))
+        stats = ours.engine.stats()
+    notes.append(
+        f"{name}: graph replays {stats.graph_replays}, misses {stats.graph_misses}; decodes that "
+        f"were not beside a step {stats.decodes_alone}; recompiles {stats.recompiles}"
+    )
+    return rows
 
 
 def _row(target: Target, taken: dict[str, Taken], case: str = "target") -> Row:

@@ -63,7 +63,8 @@ class Compiled:
         """Surround a call of the transformer, or of the VAE as `samples` 0."""
         # Code for any batch size knows two kinds: one sample, and more.
         bucket = (height, width, min(samples, 2) if self.mode == "dynamic" else samples)
-        if not self.active or bucket in self._warm:
+        compiled = self.vae if samples == 0 else self.mode != "off"
+        if not compiled or bucket in self._warm:
             yield
         elif self.frozen:
             with self._without_compiling():

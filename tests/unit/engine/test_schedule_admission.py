@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from schedule_kit import make_planner, taught
 
 from serve_app.engine.board import RETRY_AFTER_MAX_S, Board
+from serve_app.engine.sampler import Sample
+from serve_app.engine.schedule import Candidate
 from serve_app.errors import DeadlineExceeded, Overloaded
 
 SHAPE = (512, 512)  # 1.5 s a step, 0.25 s the decode
@@ -129,3 +131,40 @@ async def test_the_engine_refuses_and_estimates(make_engine: MakeEngine, gate: G
     assert time.monotonic() - started_at < 1
     gate.open()
     await asyncio.gather(*crowd)
+
+
+def test_previews_are_in_the_estimate_and_leave_it_as_they_are_done() -> None:
+    """A preview is a decode: 0.25 s each, beside 4 steps of 1.5 s and the image's own decode."""
+    new = board(step_batch_max_samples=1)
+    costs = [new.estimate(job(previews=previews)).own_s for previews in range(4)]  # type: ignore[union-attr]
+    assert costs == pytest.approx([6.25, 6.5, 6.75, 7.0])
+    assert new.estimate(job(previews=3, steps=1)).own_s == pytest.approx(1.75)  # type: ignore[union-attr]
+    run, _ = new.admit(job(previews=3, seeds=(1, 2)), lambda _: None, None)
+    assert new.stats().backlog_s == pytest.approx(2 * 7.0)
+    assert new.estimate(job(previews=3, seeds=(1, 2))).ahead_s == pytest.approx(2 * 7.0)  # type: ignore[union-attr]
+    done = new.samples[0]
+    done.sample = Sample(*[None] * 9)  # type: ignore[arg-type]
+    done.sample.steps_done = 2  # two of its previews lie behind it
+    assert new.stats().backlog_s == pytest.approx(7.0 + 2 * 1.5 + 2 * 0.25)
+    assert run is done.run
+
+
+def test_a_deadline_that_the_previews_would_miss_is_refused() -> None:
+    quick = board(step_batch_max_samples=1)
+    with pytest.raises(DeadlineExceeded):
+        quick.admit(job(previews=3, timeout_s=6.9), lambda _: None, None)
+    quick.admit(job(previews=3, timeout_s=7.1), lambda _: None, None)
+    with pytest.raises(Overloaded) as refusal:
+        quick.admit(job(previews=3, timeout_s=10.0), lambda _: None, None)
+    assert refusal.value.retry_after_s == 7
+
+
+def test_accounts_pay_for_the_time_of_their_previews() -> None:
+    planner = taught(make_planner(share_burst_s=0.0), [SHAPE])
+    planner.shares.enter(1, "watcher")
+    planner.shares.enter(2, "other")
+    watcher = Candidate(512, 512, 1, "watcher", 1, 0.0, decodes=2)
+    planner.decoded(watcher, 0.25)
+    planner.shares.leave(1)
+    assert planner.past_share("watcher")
+    assert not planner.past_share("other")
