@@ -91,21 +91,7 @@ class Engine:
             recorder = recorder or CudaRecorder(config.device)
         self._sampler = Sampler(pipeline, config.device, self._compiled, recorder)
         self._board = Board(config.queue_max_samples, self._planner)
-        prepare = partial(self._prepare_thread, config.torch_threads)
-        watchdog = partial(Watchdog, config.stall_first_s, config.stall_factor)
-        lane = None
-        if config.optimize.overlap_decode:
-            lane = Lane(config.device, self._board.changed, watchdog(), prepare)
-        self._device = DeviceThread(
-            self._board,
-            self._encoder,
-            self._sampler,
-            watchdog(),
-            self._images,
-            prepare,
-            lane,
-            self.memory.fits_beside,
-        )
+        self._device = self._start_device(config)
 
     @classmethod
     def load(
@@ -268,6 +254,23 @@ class Engine:
         trace: TracebackType | None,
     ) -> None:
         await self.close(0.0 if error else DRAIN_S)
+
+    def _start_device(self, config: EngineConfig) -> DeviceThread:
+        prepare = partial(self._prepare_thread, config.torch_threads)
+        watchdog = partial(Watchdog, config.stall_first_s, config.stall_factor)
+        lane = None
+        if config.optimize.overlap_decode:
+            lane = Lane(config.device, self._board.changed, watchdog(), prepare)
+        return DeviceThread(
+            self._board,
+            self._encoder,
+            self._sampler,
+            watchdog(),
+            self._images,
+            prepare,
+            lane,
+            self.memory.fits_beside,
+        )
 
     def _prepare_thread(self, torch_threads: int) -> None:
         load.set_torch_threads(torch_threads)
