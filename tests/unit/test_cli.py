@@ -23,6 +23,7 @@ COMMANDS = [
     ["audit"],
     ["db", "upgrade"],
     ["check-config"],
+    ["loadtest"],
 ]
 
 
@@ -51,7 +52,8 @@ def run_json(run, *arguments, code=0):
 def test_importing_the_cli_loads_nothing_heavy():
     script = (
         "import sys, serve_app.cli\n"
-        "heavy = {'ray', 'torch', 'sqlalchemy', 'alembic', 'diffusers', 'starlette'}\n"
+        "heavy = {'ray', 'torch', 'sqlalchemy', 'alembic', 'diffusers', 'starlette', 'gevent',"
+        " 'locust', 'matplotlib', 'rich.live'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run(
