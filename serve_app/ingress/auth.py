@@ -1,17 +1,64 @@
-"""Bearer keys: from the `Authorization` header to a `Principal`, before any body is read."""
+"""Bearer keys: from the `Authorization` header to a `Principal`, before any body is read.
+
+Data flow: `authenticate` -> `RecentKeys` -> `Ledger.authenticate`, unless the key was good a moment
+ago. Being recent opens nothing that costs: every hold checks its key again in SQL.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from starlette.requests import Request
 
 from serve_app.errors import InsufficientScope, InvalidKey, MissingKey
+from serve_app.metering import keys
 from serve_app.metering.keys import SCOPE_DEVELOPMENT, SCOPE_IMAGES
-from serve_app.metering.types import Ledger, Principal
+from serve_app.metering.types import Principal
 
 KEY_MAX_CHARS = 256
 """Keys are about 50 characters; a longer one is not worth hashing."""
+KEY_MAX_AGE_S = 3.0
+"""How long a revoked key still reads: its balance, the list of models. It holds nothing at once."""
+KEYS_MAX = 10_000
+"""Keys remembered; beyond it the memory starts anew."""
+
+
+class Authenticator(Protocol):
+    async def authenticate(self, secret: str) -> Principal:
+        """The principal of a bearer key, or `InvalidKey`."""
+        ...
+
+
+class RecentKeys:
+    """An `Authenticator` that asks another one at most every `KEY_MAX_AGE_S` for each good key.
+
+    A key that was refused is asked for again every time, so that a new one works at once.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[str], Awaitable[Principal]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ask = ask
+        self._clock = clock
+        self._recent: dict[str, tuple[float, Principal]] = {}
+
+    async def authenticate(self, secret: str) -> Principal:
+        digest = keys.digest(secret)  # no secret is kept
+        now = self._clock()
+        asked_s, principal = self._recent.get(digest, (0.0, None))
+        if principal is None or now - asked_s > KEY_MAX_AGE_S:
+            self._recent.pop(digest, None)
+            principal = await self._ask(secret)
+            if len(self._recent) >= KEYS_MAX:
+                self._recent.clear()
+            self._recent[digest] = (now, principal)  # as old as the question, not the answer
+        return principal
 
 
 async def authenticate(
-    request: Request, ledger: Ledger, *, development: bool, scope: str = SCOPE_IMAGES
+    request: Request, ledger: Authenticator, *, development: bool, scope: str = SCOPE_IMAGES
 ) -> Principal:
     """Who sent this request, with a key for `scope`.
 

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from serve_app.errors import BadSignature, ImageNotFound, Unavailable
-from serve_app.ingress.auth import authenticate
+from serve_app.ingress.auth import RecentKeys, authenticate
 from serve_app.ingress.body import read_json_object
 from serve_app.ingress.disconnect import until_disconnect
 from serve_app.ingress.openapi import openapi_document
@@ -45,6 +45,9 @@ class Api:
     models_ready: Callable[[], Awaitable[bool]]
     started_s: int = field(default_factory=lambda: int(time.time()))
 
+    def __post_init__(self) -> None:
+        self._keys = RecentKeys(lambda secret: self.service.ledger.authenticate(secret))
+
     def routes(self) -> list[Route]:
         return [
             Route("/v1/images/generations", self.generate, methods=["POST"]),
@@ -60,7 +63,7 @@ class Api:
 
     async def _principal(self, request: Request) -> Principal:
         development = self.service.config.development is not None
-        return await authenticate(request, self.service.ledger, development=development)
+        return await authenticate(request, self._keys, development=development)
 
     async def generate(self, request: Request) -> Response | EventStream:
         service = self.service
