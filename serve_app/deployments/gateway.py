@@ -10,6 +10,7 @@ import time
 
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve._private.constants import RAY_SERVE_ENABLE_DIRECT_INGRESS
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
@@ -17,6 +18,7 @@ from starlette.types import ASGIApp
 from serve_app.config import AppConfig
 from serve_app.deployments.fleet import Fleet
 from serve_app.deployments.generator import HandleGenerator
+from serve_app.deployments.proxy import warn_if_unguarded
 from serve_app.engine.source import model_info
 from serve_app.errors import AppError
 from serve_app.ingress.app import create_app
@@ -42,6 +44,7 @@ class _Gateway:
         self, config: AppConfig, models: dict[str, DeploymentHandle]
     ) -> None:
         configure_logging()
+        warn_if_unguarded(RAY_SERVE_ENABLE_DIRECT_INGRESS)
         self.config = config
         self.ledger = await SqlLedger.open(config.ledger)
         if config.development is not None:

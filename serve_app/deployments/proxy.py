@@ -1,10 +1,14 @@
-"""What Serve's own HTTP proxy must do for us: no text errors, no control headers from outside.
+"""What Serve's own HTTP servers must do for us: no text errors, no control headers from outside.
 
-Data flow: client -> `ProxyGuard` (inside Serve's proxy process) -> proxy -> gateway. Serve loads
-`middlewares` by the import path in RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, which the config
-files set through `controller_options`. The proxy process imports this: no torch, no SQL.
+Data flow: client -> `ProxyGuard` (inside Serve's proxy process) -> proxy -> gateway. With HAProxy:
+client -> HAProxy -> `ProxyGuard` (inside the gateway's process) -> Serve's replica -> gateway.
+Serve loads `middlewares` by the import path in RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, which the
+config files set through `controller_options`; replicas inherit it from the controller. The proxy
+process imports this: no torch, no SQL.
 """
 
+import logging
+import os
 from collections.abc import Iterable
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -29,6 +33,14 @@ CONTROL_HEADERS = frozenset(
     }
 )
 REPLACED_HEADERS = CONTROL_HEADERS | {b"x-request-id"}
+
+logger = logging.getLogger(__name__)
+
+
+def warn_if_unguarded(direct_ingress: bool) -> None:
+    """Say it when clients reach this gateway's own port (HAProxy mode) past any guard."""
+    if direct_ingress and os.environ.get(CALLBACK_VARIABLE) != CALLBACK_PATH:
+        logger.warning("clients can steer Serve: set %s=%s", CALLBACK_VARIABLE, CALLBACK_PATH)
 
 
 def middlewares() -> Iterable[Middleware]:

@@ -1,5 +1,6 @@
 """ProxyGuard as plain ASGI: Serve's own failures become ours, and its control headers are ours."""
 
+import logging
 import re
 from typing import Any
 
@@ -8,7 +9,14 @@ import pytest
 from scripted import error_of
 from starlette.types import Message, Receive, Scope, Send
 
-from serve_app.deployments.proxy import CALLBACK_PATH, ProxyGuard, middlewares
+from serve_app.deployments.proxy import (
+    CALLBACK_PATH,
+    CALLBACK_VARIABLE,
+    ProxyGuard,
+    middlewares,
+    warn_if_unguarded,
+)
+from serve_app.observability import LOGGER_NAME
 
 MADE = re.compile(r"req_[0-9a-f]{32}")
 Headers = list[tuple[bytes, bytes]]
@@ -142,3 +150,27 @@ def test_serve_finds_the_guard_by_the_path_that_the_configs_name() -> None:
     module, _, name = CALLBACK_PATH.rpartition(".")
     assert (module, name) == (middlewares.__module__, middlewares.__name__)
     assert [middleware.cls for middleware in middlewares()] == [ProxyGuard]
+
+
+@pytest.mark.parametrize(
+    ("direct_ingress", "callback", "warned"),
+    [
+        (True, None, True),
+        (True, "other.path", True),
+        (True, CALLBACK_PATH, False),
+        (False, None, False),
+    ],
+)
+def test_a_gateway_that_clients_reach_unguarded_says_so(
+    direct_ingress: bool,
+    callback: str | None,
+    warned: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.delenv(CALLBACK_VARIABLE, raising=False)
+    if callback is not None:
+        monkeypatch.setenv(CALLBACK_VARIABLE, callback)
+    monkeypatch.setattr(logging.getLogger(LOGGER_NAME), "propagate", True)
+    warn_if_unguarded(direct_ingress)
+    assert (CALLBACK_PATH in caplog.text) == warned
