@@ -4,8 +4,9 @@ Data flow: `authenticate` -> `RecentKeys` -> `Ledger.authenticate`, unless the k
 ago. Being recent opens nothing that costs: every hold checks its key again in SQL.
 """
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Protocol
 
 from starlette.requests import Request
@@ -30,31 +31,45 @@ class Authenticator(Protocol):
 
 
 class RecentKeys:
-    """An `Authenticator` that asks another one at most every `KEY_MAX_AGE_S` for each good key.
+    """An `Authenticator` that asks another one once in `KEY_MAX_AGE_S` for each good key.
 
     A key that was refused is asked for again every time, so that a new one works at once.
     """
 
     def __init__(
         self,
-        ask: Callable[[str], Awaitable[Principal]],
+        ask: Callable[[str], Coroutine[None, None, Principal]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ask = ask
         self._clock = clock
         self._recent: dict[str, tuple[float, Principal]] = {}
+        self._asking: dict[str, asyncio.Task[Principal]] = {}
 
     async def authenticate(self, secret: str) -> Principal:
         digest = keys.digest(secret)  # no secret is kept
-        now = self._clock()
         asked_s, principal = self._recent.get(digest, (0.0, None))
-        if principal is None or now - asked_s > KEY_MAX_AGE_S:
-            self._recent.pop(digest, None)
-            principal = await self._ask(secret)
-            if len(self._recent) >= KEYS_MAX:
-                self._recent.clear()
-            self._recent[digest] = (now, principal)  # as old as the question, not the answer
+        if principal is not None and self._clock() - asked_s <= KEY_MAX_AGE_S:
+            return principal
+        asking = self._asking.get(digest)
+        if asking is None:  # a busy key has many requests at the moment that it grows old
+            asking = self._asking[digest] = asyncio.create_task(self._look_up(digest, secret))
+            asking.add_done_callback(lambda done: self._looked_up(digest, done))
+        return await asyncio.shield(asking)
+
+    async def _look_up(self, digest: str, secret: str) -> Principal:
+        now = self._clock()
+        self._recent.pop(digest, None)
+        principal = await self._ask(secret)
+        if len(self._recent) >= KEYS_MAX:
+            self._recent.clear()
+        self._recent[digest] = (now, principal)  # as old as the question, not the answer
         return principal
+
+    def _looked_up(self, digest: str, done: asyncio.Task[Principal]) -> None:
+        del self._asking[digest]
+        if not done.cancelled():
+            done.exception()  # seen, should every client that waited have left
 
 
 async def authenticate(

@@ -1,5 +1,7 @@
 """A key that was good a moment ago is not asked for again, and never spends once it is revoked."""
 
+import asyncio
+
 import pytest
 from scripted import World, error_of
 
@@ -22,6 +24,7 @@ class Asked:
 
     async def ask(self, secret: str) -> Principal:
         self.questions.append(secret)
+        await asyncio.sleep(0)
         if self.failure is not None:
             raise self.failure
         return Principal(f"account of {secret}", "name", "key", ("images",))
@@ -62,6 +65,25 @@ async def test_no_failure_is_remembered(failure: Exception) -> None:
         await asked.keys.authenticate("a")
     asked.failure = None
     assert (await asked.keys.authenticate("a")).account_id == "account of a"
+
+
+async def test_many_at_once_are_one_question_that_no_leaving_client_stops() -> None:
+    asked = Asked()
+    first, *others = [asyncio.create_task(asked.keys.authenticate("a")) for _ in range(16)]
+    await asyncio.sleep(0)
+    first.cancel()
+    found = await asyncio.gather(*others)
+    assert {principal.account_id for principal in found} == {"account of a"}
+    assert asked.questions == ["a"]
+
+
+async def test_many_at_once_share_a_refusal() -> None:
+    asked = Asked()
+    asked.failure = InvalidKey("no")
+    calls = [asked.keys.authenticate("a") for _ in range(16)]
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(answer) for answer in answers} == {InvalidKey}
+    assert asked.questions == ["a"]
 
 
 async def test_no_secret_is_kept_and_the_memory_is_bounded() -> None:
