@@ -9,6 +9,7 @@ from test_ledger_races import start_python
 
 from serve_app.errors import IdempotencyKeyReused, InsufficientQuota, InvalidKey, LedgerUnavailable
 from serve_app.metering import sql
+from serve_app.metering.batch import Reserve
 from serve_app.metering.types import Hold, HoldState, UnknownHold
 
 
@@ -63,15 +64,16 @@ async def test_holds_and_captures_of_many_accounts_share_transactions_and_no_mon
 
 async def test_one_operation_that_spoils_the_transaction_fails_alone(ledger, alice, monkeypatch):
     """As PostgreSQL does with text that it cannot store."""
-    from serve_app.metering import batch
 
-    def insert(self, made):
-        if any(one.request.request_id == "poison" for _, one in made):
+    def spoilt(connection, operations, *rest):
+        outcomes = run_batch(connection, operations, *rest)
+        reserves = [one for one in operations if isinstance(one, Reserve)]
+        if any(one.request.request_id == "poison" for one in reserves):
             raise DataError("INSERT", {}, ValueError("poison"))
-        original(self, made)
+        return outcomes
 
-    original = batch._Batch._insert
-    monkeypatch.setattr(batch._Batch, "_insert", insert)
+    run_batch = sql.run_batch
+    monkeypatch.setattr(sql, "run_batch", spoilt)
     open_hold = await ledger.hold(alice.job(5))
     jobs = [alice.job(10, request_id="poison" if index == 3 else "good") for index in range(6)]
     answers = await answers_of(*(ledger.hold(job) for job in jobs), ledger.capture(open_hold.id, 5))
