@@ -10,7 +10,7 @@ const QUALITIES = [
 ];
 const EXAMPLES = new Map([
   // It knows shapes, colours and numbers, and nothing else.
-  ["flux-mini", ["a red circle on a blue background", "three yellow stars on a black background", "a green heart above a pink ring, white background"]],
+  ["flux-mini", ["a red circle on a blue background", "three yellow stars on a black background", "a green heart on a white background"]],
 ]);
 const EXAMPLES_OF_OTHERS = [
   "A cute baby sea otter floating on its back",

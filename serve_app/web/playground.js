@@ -96,8 +96,8 @@ function quote() {
   quoter.ask(settings.request());
 }
 
-function onQuote({ affordable }) {
-  if (!affordable) showPoverty();
+function onQuote({ affordable, units: price }) {
+  if (!affordable) showPoverty(price);
 }
 
 function onRefusedQuote(error) {
@@ -117,8 +117,9 @@ async function draw() {
     settings.focusPrompt();
     return;
   }
+  const price = quoter.current?.units ?? null;
   if (quoter.current && !quoter.current.affordable) {
-    showPoverty();
+    showPoverty(price);
     return;
   }
   const job = begin(body);
@@ -133,7 +134,7 @@ async function draw() {
     finish(job, "Done");
   } catch (error) {
     finish(job, error.name === "AbortError" ? "Cancelled" : "Broke off");
-    if (error.name !== "AbortError") onFailedJob(error);
+    if (error.name !== "AbortError") onFailedJob(error, price);
   }
 }
 
@@ -166,9 +167,9 @@ function finish(job, outcome) {
   account.settle(job.charged).then(() => quoter.ask(settings.request()));
 }
 
-function onFailedJob(error) {
+function onFailedJob(error, price) {
   if (error.status === 401) refuseKey(error);
-  else if (error.status === 402) account.refresh().then(showPoverty, showPoverty);
+  else if (error.status === 402) account.refresh().then(() => showPoverty(price), report);
   else if (!settings.showProblem(error.param, error.message)) report(error);
 }
 
@@ -195,14 +196,15 @@ function retry() {
   account.refresh().then(quote, report);
 }
 
-function showPoverty() {
+/** `price` null: the job was refused before its price was known. */
+function showPoverty(price) {
   const { name, available } = account.current;
-  const asked = quoter.current ? `This costs ${units(quoter.current.units)} CU` : "This costs more";
+  const asked = price === null ? "This costs more" : `This costs ${units(price)} CU`;
   const smaller = make("button", { type: "button" }, "Use the cheapest settings");
   smaller.addEventListener("click", () => settings.cheapest());
   notice(
     "Not enough compute units",
-    `${asked}, and the account “${name}” has ${units(available)} CU. Smaller or fewer pictures and fewer steps cost less; whoever runs this server can grant more.`,
+    `${asked}, and the account “${name}” has ${units(available)} CU. Choose less, or ask for a grant.`,
     [smaller],
     "warn",
   );

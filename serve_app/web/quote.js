@@ -61,7 +61,7 @@ export class Quoter {
     byId("quote-units").textContent = quote ? units(quote.units) : "–";
     const facts = quote ? [count(quote.steps, "step")] : [];
     if (quote?.estimated_s !== undefined) facts.push(`about ${duration(quote.estimated_s)}`);
-    if (quote && !quote.affordable) facts.push("too much");
+    if (quote && !quote.affordable) facts.push("over the balance");
     byId("quote-facts").textContent = facts.join("\n");
     byId("generate").setAttribute("aria-disabled", String(quote !== null && !quote.affordable));
   }

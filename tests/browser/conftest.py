@@ -6,6 +6,7 @@ none to the console and ask no other origin for anything.
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from tests.conftest import Served
 
 DRAWN_WITHIN_MS = 120_000
 """A picture on a busy machine without a GPU."""
+SETTLED_WITHIN_S = 60
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 360, "height": 740}
 NETWORK = "Failed to load resource"
@@ -125,6 +127,15 @@ class Visit:
         with self.page.expect_download() as download:
             self.page.get_by_role("link", name="Download").nth(index).click()
         return download.value.path().read_bytes()
+
+
+def settled(served: Served) -> dict[str, int]:
+    """The balance, once nothing is held for jobs that earlier tests cancelled."""
+    deadline = time.monotonic() + SETTLED_WITHIN_S
+    while (balance := served.balance())["held"]:
+        assert time.monotonic() < deadline, balance
+        time.sleep(0.1)  # polling with a deadline
+    return balance
 
 
 def number(text: str) -> int:

@@ -45,9 +45,7 @@ def draw_two_jobs(visit: Visit) -> None:
 
 def begin(visit: Visit) -> None:
     visit.page.locator("#seed").fill("7")
-    visit.choose(
-        "a green heart above a pink ring, white background", size="512x512", n=2, quality="High"
-    )
+    visit.choose("a green heart on a white background", size="512x512", n=2, quality="High")
     visit.quoted()
     visit.generate()
     previews = visit.page.locator(".frame.preview img")
