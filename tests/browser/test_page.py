@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.browser.conftest import DRAWN_WITHIN_MS, PHONE, MakeVisit, Visit
 from tests.conftest import Served
@@ -177,10 +177,13 @@ ATTACKS = """async () => {
 def test_nothing_moves_for_those_who_want_no_motion(visit: Visit, motion: Any) -> None:
     page = visit.page
     page.emulate_media(reduced_motion=motion)
-    page.route("**/web/start.json", lambda route: None)  # never answered: the skeleton stays
+    held: list[Route] = []  # not answered: the skeleton stays
+    page.route("**/web/start.json", lambda route: held.append(route))
     page.goto(visit.url)
     expect(page.locator("#loading")).to_be_visible()
     assert (running_animations(visit) > 0) == (motion == "no-preference")
+    held[0].continue_()
+    expect(page.locator("#settings")).to_be_visible()
 
 
 def test_the_policy_is_sent_and_obeyed(visit: Visit, served: Served) -> None:
