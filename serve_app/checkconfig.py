@@ -5,6 +5,7 @@ Data flow: YAML -> Serve's own schema, with unknown keys refused (Serve ignores 
 for a bad file.
 """
 
+import warnings
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -15,7 +16,9 @@ from ray.serve.schema import ServeDeploySchema
 
 from serve_app.config import AppConfig, BatchingConfig
 from serve_app.configfile import BUILDER, read_yaml, sentences
+from serve_app.deployments.autoscaling import POLICY_PATH, ComputeBacklogPolicy
 from serve_app.deployments.proxy import CALLBACK_PATH, CALLBACK_VARIABLE
+from serve_app.engine.source import simulated_problem
 from serve_app.errors import ConfigError
 from serve_app.loopback import is_loopback
 
@@ -30,6 +33,14 @@ _FREE_FORM = frozenset({"args", "user_config", "env_vars", "runtime_env"})
 
 def check_config_file(path: Path) -> list[str]:
     """Every problem of a config file; an empty list means that it can be served."""
+    with warnings.catch_warnings():
+        # Serve deprecates `metrics_interval_s`, but 2.60 has nothing else that makes its handles
+        # report in less than 10 s, on which scaling from zero waits.
+        warnings.filterwarnings("ignore", "The `metrics_interval_s` field", DeprecationWarning)
+        return _problems(path)
+
+
+def _problems(path: Path) -> list[str]:
     try:
         data = read_yaml(path)
         unknown = _unknown_keys(data, ServeDeploySchema, "")
@@ -53,6 +64,8 @@ def check_config_file(path: Path) -> list[str]:
             problems += sentences(f"{where}.args", exc)
             continue
         problems += _development_problems(config, schema.http_options.host)
+        simulated = simulated_problem(config, schema.http_options.host)
+        problems += [simulated] if simulated else []
         problems += _deployment_problems(config, data["applications"][index], where)
     return problems
 
@@ -119,10 +132,23 @@ def _deployment_problems(config: AppConfig, application: dict[str, Any], where: 
             problems.append(f"{path}.name: no deployment {name!r}; there are {known}")
         for key, model in _TYPED_DICTS.items():
             problems += _value_problems(deployment.get(key), model, f"{path}.{key}")
+        problems += _policy_problems(deployment.get("autoscaling_config"), path)
         if name in models:
             user_config = deployment.get("user_config")
             problems += _value_problems(user_config, BatchingConfig, f"{path}.user_config")
     return problems
+
+
+def _policy_problems(autoscaling: Any, where: str) -> list[str]:
+    """Serve makes the policy only when it deploys, deep inside its controller."""
+    policy = autoscaling.get("policy") if isinstance(autoscaling, dict) else None
+    if not isinstance(policy, dict) or policy.get("policy_function") != POLICY_PATH:
+        return []
+    try:
+        ComputeBacklogPolicy(**(policy.get("policy_kwargs") or {}))
+    except (TypeError, ValueError) as exc:
+        return [f"{where}.autoscaling_config.policy.policy_kwargs: {exc}"]
+    return []
 
 
 def _value_problems(value: Any, model: type[BaseModel], where: str) -> list[str]:

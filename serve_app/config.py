@@ -50,7 +50,8 @@ class ModelConfig(Section):
     source: str = Field(
         description="`embedded:flux-mini`, a local diffusers folder, a hub id, or "
         "`random:schnell`, `random:dev` (true size, noise for pictures; `random:tiny-...` for "
-        "tests).",
+        "tests), or `simulated:h200:schnell` and the like (h200, h100, l4; schnell, dev: a "
+        "placeholder after the time that FLUX.1 would take; for load tests, loopback only).",
     )
     aliases: tuple[ModelName, ...] = Field(
         (), description="Other names that this model answers to; `x-model` tells the truth."
@@ -214,6 +215,11 @@ class AppConfig(Section):
     limits: LimitsConfig = Field(LimitsConfig(), description="Bounds on requests.")
     development: DevelopmentConfig | None = Field(
         None, description="Development account and key; loopback only."
+    )
+    allow_simulated: bool = Field(
+        False,
+        description="Let other machines than this one reach models with a `simulated:` source: "
+        "their clients pay compute units for placeholders.",
     )
     log_prompts: bool = Field(False, description="Write full prompts into logs.")
 

@@ -60,6 +60,21 @@ class OptimizeConfig(Section):
         return self.compile_vae or self.compile_transformer != "off"
 
 
+class SimulationConfig(Section):
+    """What a `simulated:` source pretends; other sources ignore it."""
+
+    time_scale: PositiveFloat = Field(
+        1.0, le=100, description="Seconds that a simulated second takes; 0.1 runs ten times faster."
+    )
+    load_s: float = Field(
+        0.0,
+        ge=0,
+        le=3600,
+        description="Simulated seconds from the start of a replica until it serves: loading, "
+        "compiling and warming up a real FLUX.1 takes half a minute or more.",
+    )
+
+
 class EngineConfig(Section):
     """One model replica's engine: identity and sizes that need a restart to change."""
 
@@ -150,6 +165,9 @@ class EngineConfig(Section):
     )
     queue_max_samples: PositiveInt = Field(
         256, description="Samples a replica holds before it answers 503."
+    )
+    simulation: SimulationConfig = Field(
+        SimulationConfig(), description="Of `simulated:` sources only."
     )
 
     @model_validator(mode="after")

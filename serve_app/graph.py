@@ -16,6 +16,7 @@ from ray.serve.context import _get_global_client
 from serve_app.config import AppConfig, ModelConfig
 from serve_app.deployments.gateway import Gateway
 from serve_app.deployments.model import FluxModel
+from serve_app.engine.source import simulated_problem
 from serve_app.errors import ConfigError
 from serve_app.loopback import is_loopback
 
@@ -37,9 +38,12 @@ def build(args: AppConfig) -> serve.Application:
     """The application that a Serve config file names in `import_path: serve_app.graph:build`.
 
     Raises:
-        ConfigError: If the development key would be reachable from other machines.
+        ConfigError: If the development key, or a simulated model, would be reachable from other
+            machines.
     """
-    refuse_development(args, serving_host())
+    host = serving_host()
+    refuse_development(args, host)
+    refuse_simulated(args, host)
     shutdown_s = args.limits.request_timeout_s + SHUTDOWN_MARGIN_S
     models = {model.id: _model(model, shutdown_s) for model in args.models}
     gateway = Gateway.options(
@@ -60,6 +64,12 @@ def refuse_development(args: AppConfig, host: str | None) -> None:
         raise ConfigError(
             f"args.development: a development key needs Serve on loopback, not on {host!r}"
         )
+
+
+def refuse_simulated(args: AppConfig, host: str | None) -> None:
+    """Nobody shall take placeholders for a service, unless `allow_simulated` says so."""
+    if host is not None and (problem := simulated_problem(args, host)):
+        raise ConfigError(problem)
 
 
 def serving_host() -> str | None:

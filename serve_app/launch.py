@@ -5,6 +5,7 @@ print URL, key and a request to paste. Signals go to the child; nothing here ser
 """
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -12,16 +13,19 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from math import ceil
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from serve_app.checkconfig import check_config_file
 from serve_app.config import AppConfig
 from serve_app.configfile import load_app_config, read_yaml
+from serve_app.engine.source import is_simulated
 from serve_app.errors import ConfigError
 
 POLL_INTERVAL_S = 0.5
 PROBE_TIMEOUT_S = 5
+RESOURCES_VARIABLE = "RAY_OVERRIDE_RESOURCES"
 STOP_TIMEOUT_S = 60
 """Ray stops in about 10 s; a replica may first finish its pictures."""
 
@@ -36,9 +40,12 @@ def serve_file(path: Path) -> int:
     refuse_taken(address)
     for stop in (signal.SIGINT, signal.SIGTERM):  # also where a shell had them ignored
         signal.signal(stop, signal.default_int_handler)
+    environment = {**os.environ, **made_up_gpus(path, config)}
     # The child gets a process group of its own, so that Ctrl-C reaches it once, through us.
     child = subprocess.Popen(
-        [str(Path(sys.executable).with_name("serve")), "run", str(path)], start_new_session=True
+        [str(Path(sys.executable).with_name("serve")), "run", str(path)],
+        start_new_session=True,
+        env=environment,
     )
     try:
         if _wait_until_ready(child, address):
@@ -46,6 +53,29 @@ def serve_file(path: Path) -> int:
         return child.wait()
     except KeyboardInterrupt:
         return _stop(child)
+
+
+def made_up_gpus(path: Path, config: AppConfig) -> dict[str, str]:
+    """Environment that makes Ray believe in GPUs: only where every model is simulated.
+
+    As many as all models may have replicas. Ray reads it when it starts a cluster, so one that runs
+    already keeps the GPUs that it has.
+    """
+    simulated = all(is_simulated(model.source) for model in config.models)
+    if not simulated or RESOURCES_VARIABLE in os.environ:
+        return {}
+    entries = {
+        entry.get("name"): entry
+        for application in read_yaml(path)["applications"]
+        for entry in application.get("deployments") or []
+    }
+    gpus = 0.0
+    for model in config.models:
+        entry = entries.get(model.deployment_name, {})
+        scaling = entry.get("autoscaling_config") or {}
+        gpus += model.num_gpus * (scaling.get("max_replicas") or entry.get("num_replicas") or 1)
+    print(f"\n  SIMULATED: Ray is told of {ceil(gpus)} GPUs; no model draws.\n", flush=True)
+    return {RESOURCES_VARIABLE: json.dumps({"GPU": ceil(gpus)})}
 
 
 def greeting(config: AppConfig, address: str) -> str:

@@ -9,6 +9,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from ray import serve
 from ray.exceptions import RayError
@@ -24,9 +25,20 @@ logger = logging.getLogger(__name__)
 
 MAX_AGE_S = 1.0
 """How long an answer is reused: operators' tools must not load the controller."""
+BOUNDS_TIMEOUT_S = 1.0
+"""How long a job or a quote waits to learn how many replicas there are."""
 STARTING = ("STARTING", "UPDATING", "RECOVERING")
 STOPPING = ("STOPPING", "PENDING_MIGRATION")
 ABSENT = ReplicaStatus(running=0, starting=0, stopping=0, target=None)
+
+
+@dataclass(frozen=True)
+class ReplicaBounds:
+    """What a gateway wants to know of a model before it sends a job."""
+
+    running: int
+    most: int
+    """Replicas that autoscaling may start; without it, those that there shall be."""
 
 
 class Fleet:
@@ -37,6 +49,7 @@ class Fleet:
         self._asking = asyncio.Lock()
         self._asked_s = 0.0
         self._answer: Mapping[str, ReplicaStatus] | None = None
+        self._most: Mapping[str, int] = {}
 
     async def __call__(self) -> Mapping[str, ReplicaStatus]:
         """By model id. Raises `Unavailable` when the controller does not answer."""
@@ -45,6 +58,15 @@ class Fleet:
                 self._answer = await asyncio.to_thread(self._ask)
                 self._asked_s = time.monotonic()
             return self._answer
+
+    async def bounds(self, model_id: str) -> ReplicaBounds | None:
+        """Of one model; None when the controller does not answer soon, as a job must not wait."""
+        try:
+            async with asyncio.timeout(BOUNDS_TIMEOUT_S):
+                status = (await self())[model_id]
+        except (TimeoutError, Unavailable):
+            return None
+        return ReplicaBounds(status.running, self._most[model_id])
 
     def _ask(self) -> Mapping[str, ReplicaStatus]:
         try:
@@ -55,7 +77,16 @@ class Fleet:
             raise Unavailable("The replicas are not known right now.") from None
         application = details.applications.get(name)
         deployments = application.deployments if application is not None else {}
-        return {model.id: _counts(deployments.get(model.deployment_name)) for model in self._models}
+        found = {model.id: deployments.get(model.deployment_name) for model in self._models}
+        self._most = {model_id: _most(deployment) for model_id, deployment in found.items()}
+        return {model_id: _counts(deployment) for model_id, deployment in found.items()}
+
+
+def _most(deployment: DeploymentDetails | None) -> int:
+    if deployment is None:
+        return 0
+    scaling = deployment.deployment_config.autoscaling_config
+    return int(scaling["max_replicas"]) if scaling else deployment.target_num_replicas
 
 
 def _counts(deployment: DeploymentDetails | None) -> ReplicaStatus:

@@ -7,6 +7,7 @@ Holds no request state, so any number of replicas may run; each of them sweeps e
 import asyncio
 import logging
 import time
+from functools import partial
 
 from ray import serve
 from ray.exceptions import RayError
@@ -58,11 +59,14 @@ class _Gateway:
             )
             for model in config.models
         ]
-        generators = {name: HandleGenerator(handle) for name, handle in models.items()}
+        self.fleet = Fleet(config.models)
+        generators = {
+            name: HandleGenerator(handle, partial(self.fleet.bounds, name))
+            for name, handle in models.items()
+        }
         self.service = ImageService(
             config, Catalogue(tuple(served)), self.ledger, store, generators
         )
-        self.fleet = Fleet(config.models)
         self._ready: tuple[float, bool] = (0.0, False)
         self._sweeper = asyncio.create_task(self._sweep_holds())
 

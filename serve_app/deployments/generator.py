@@ -8,7 +8,7 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -19,6 +19,8 @@ from ray.serve.exceptions import (
 )
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.deployments.fleet import ReplicaBounds
+from serve_app.deployments.pace import Pace, retry_after_s
 from serve_app.engine.job import Event, Finished, GenerationJob, GenerationResult, Preview, Step
 from serve_app.errors import AppError, GenerationFailed, Overloaded, Unavailable
 
@@ -31,20 +33,42 @@ ESTIMATE_TIMEOUT_S = 1.0
 _SERVE_FAILURES = (BackPressureError, DeploymentUnavailableError, RequestCancelledError)
 
 
+Replicas = Callable[[], Awaitable[ReplicaBounds | None]]
+"""How many replicas the model has and may have; None when nobody knows."""
+
+
+async def _unknown() -> ReplicaBounds | None:
+    return None
+
+
 class HandleGenerator:
-    def __init__(self, handle: DeploymentHandle) -> None:
+    """Draws on the replicas of one model."""
+
+    def __init__(self, handle: DeploymentHandle, replicas: Replicas = _unknown) -> None:
         self._handle = handle
+        self._replicas = replicas
+        self._pace = Pace()
 
     async def generate(self, job: GenerationJob) -> GenerationResult:
         """Draw on some replica; raises only `AppError` and `CancelledError`."""
-        started = time.monotonic()
-        for attempt in range(1, ATTEMPTS + 1):
-            left_s = job.timeout_s - (time.monotonic() - started)
-            try:
-                return await self._call(dataclasses.replace(job, timeout_s=left_s))
-            except RayActorError:
-                logger.warning("replica died under job %s (try %d)", job.job_id, attempt)
+        await self._refuse_hopeless(job)
+        with self._pace.sent(job):
+            started = time.monotonic()
+            for attempt in range(1, ATTEMPTS + 1):
+                left_s = job.timeout_s - (time.monotonic() - started)
+                try:
+                    return await self._call(dataclasses.replace(job, timeout_s=left_s))
+                except RayActorError:
+                    logger.warning("replica died under job %s (try %d)", job.job_id, attempt)
         raise GenerationFailed("The model replica failed; nothing was charged.")
+
+    async def _refuse_hopeless(self, job: GenerationJob) -> None:
+        """Refuse what not even all replicas could finish in time; the client may come back."""
+        if not self._pace.hopeless(job, 1):
+            return
+        bounds = await self._replicas()
+        if bounds and self._pace.hopeless(job, bounds.most):
+            raise self._overloaded(bounds.running)
 
     async def _call(self, job: GenerationJob) -> GenerationResult:
         response = self._handle.generate.remote(job)
@@ -56,11 +80,19 @@ class HandleGenerator:
         except RayActorError:
             raise
         except Exception as exc:
-            raise _translate(exc, job) from exc
+            raise await self._translate(exc, job) from exc
+        for image in result.images:
+            self._pace.drawn(job, image)
         return result
 
     async def estimate(self, job: GenerationJob) -> float | None:
-        """What some replica expects; None when none answers soon, as a quote must not wait."""
+        """What some replica expects; None when none answers soon, as a quote must not wait.
+
+        Where none runs, none is asked: a quote must not start one.
+        """
+        bounds = await self._replicas()
+        if bounds is not None and bounds.running == 0:
+            return None
         response = self._handle.estimate.remote(job)
         try:
             async with asyncio.timeout(ESTIMATE_TIMEOUT_S):
@@ -75,6 +107,13 @@ class HandleGenerator:
 
         After the death of a replica another one draws the images that are missing.
         """
+        await self._refuse_hopeless(job)
+        with self._pace.sent(job):
+            async with aclosing(self._retried(job)) as events:
+                async for event in events:
+                    yield event
+
+    async def _retried(self, job: GenerationJob) -> AsyncGenerator[Event, None]:
         started = time.monotonic()
         missing = list(range(len(job.seeds)))
         previewed: set[tuple[int, int]] = set()
@@ -109,16 +148,30 @@ class HandleGenerator:
         missing = len(job.seeds)
         try:
             async for event in response:
-                missing -= isinstance(event, Finished)
+                if isinstance(event, Finished):
+                    missing -= 1
+                    self._pace.drawn(job, event)
                 yield event
         except Exception as exc:
             missing = 0  # it has ended
             if isinstance(exc, RayActorError):
                 raise
-            raise _translate(exc, job) from exc
+            raise await self._translate(exc, job) from exc
         finally:
             if missing:
                 response.cancel()  # else the replica would draw on for nobody
+
+    async def _translate(self, exc: Exception, job: GenerationJob) -> AppError:
+        cause = exc.cause if isinstance(exc, RayTaskError) else exc
+        if not isinstance(cause, BackPressureError):
+            return _translate(exc, job)
+        bounds = await self._replicas()
+        return self._overloaded(bounds.running if bounds else 1)
+
+    def _overloaded(self, replicas: int) -> Overloaded:
+        """Come back when what is there now is done."""
+        wait_s = retry_after_s(self._pace.drain_s(replicas))
+        return Overloaded("The server is overloaded. Try again later.").after(wait_s)
 
 
 def _translate(exc: Exception, job: GenerationJob) -> AppError:
@@ -126,8 +179,6 @@ def _translate(exc: Exception, job: GenerationJob) -> AppError:
     if isinstance(cause, AppError):
         logger.warning("job %s: %s: %s", job.job_id, type(cause).__name__, cause.message)
         return cause
-    if isinstance(cause, BackPressureError):
-        return Overloaded("The server is overloaded; try again soon.")
     if isinstance(cause, DeploymentUnavailableError):
         return Unavailable("The model cannot be served right now.")
     if isinstance(cause, RequestCancelledError):

@@ -8,21 +8,23 @@ the replica's loop stays free: a blocked loop fails its health check and is kill
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from ray import serve
 
 from serve_app.config import BatchingConfig, ModelConfig
+from serve_app.deployments.autoscaling import BACKLOG_S, BUSY_S, JOB_S, JOBS
+from serve_app.deployments.workmeter import WorkMeter
 from serve_app.engine.job import EngineStats, Event, GenerationJob, GenerationResult
 from serve_app.engine.progress import StepThrottle
 from serve_app.errors import ConfigError
 from serve_app.observability import configure_logging
 
 if TYPE_CHECKING:
-    from serve_app.engine.text import PromptEmbedding
+    from serve_app.engine.parts import PromptEmbedding
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +38,15 @@ class FluxModel:
         # Torch loads here and not above: building the graph and the gateway must not wait for it.
         # It also warns about image processors that FLUX does not use.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        from serve_app.engine.engine import Engine
+        from serve_app.engine.open import open_engine
 
         configure_logging()
         self.config = config
+        self._meter = WorkMeter()
+        self._jobs = 0
         self._apply(config.batching)
         self.engine = await asyncio.to_thread(
-            Engine.load, config.source, config.engine, text_tokens_max=config.text_tokens_max
+            open_engine, config.source, config.engine, config.text_tokens_max
         )
         sizes = (size.split("x") for size in config.engine.warm_up_sizes)
         await self.engine.warm_up([(int(width), int(height)) for width, height in sizes])
@@ -60,17 +64,29 @@ class FluxModel:
 
     async def generate(self, job: GenerationJob) -> GenerationResult:
         """Draw all samples of a job; cancelling it drops them at the next step."""
-        embedding = await self._encode(job.prompt)
-        return await self.engine.generate(job, embedding)
+        with self._counted(job):
+            embedding = await self._encode(job.prompt)
+            return await self.engine.generate(job, embedding)
 
     async def stream(self, job: GenerationJob) -> AsyncGenerator[Event, None]:
         """Events of a job as they come, steps only if asked for; cancelling it works the same."""
-        embedding = await self._encode(job.prompt)
-        throttle = StepThrottle(job)
-        async with aclosing(self.engine.submit(job, embedding)) as events:
-            async for event in events:
-                if throttle.passes(event):  # each event is a message
-                    yield event
+        with self._counted(job):
+            embedding = await self._encode(job.prompt)
+            throttle = StepThrottle(job)
+            async with aclosing(self.engine.submit(job, embedding)) as events:
+                async for event in events:
+                    if throttle.passes(event):  # each event is a message
+                        yield event
+
+    @contextmanager
+    def _counted(self, job: GenerationJob) -> Iterator[None]:
+        """A job is here, for as long as this lasts."""
+        self._meter.admitted(self.engine.cost_s(job) or 0.0)
+        self._jobs += 1
+        try:
+            yield
+        finally:
+            self._jobs -= 1
 
     @serve.batch  # type: ignore[untyped-decorator]
     async def _encode(self, prompts: list[str]) -> "list[PromptEmbedding]":
@@ -79,6 +95,16 @@ class FluxModel:
     async def estimate(self, job: GenerationJob) -> float | None:
         """Seconds until the job would be done here; None before the first measured step."""
         return self.engine.estimate(job)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the autoscaling policy sees of this replica; Serve asks and sends it."""
+        stats = self.engine.stats()
+        return {
+            BACKLOG_S: stats.backlog_s,
+            BUSY_S: stats.busy_s,
+            JOB_S: self._meter.job_s,
+            JOBS: float(self._jobs),
+        }
 
     async def stats(self) -> EngineStats:
         return self.engine.stats()

@@ -21,10 +21,9 @@ from serve_app.engine.job import (
     preview_steps,
 )
 from serve_app.engine.meters import Meters
+from serve_app.engine.parts import PromptEmbedding, Sample
 from serve_app.engine.planner import Estimate, Planner
-from serve_app.engine.sampler import Sample
 from serve_app.engine.schedule import Candidate
-from serve_app.engine.text import PromptEmbedding
 from serve_app.errors import DeadlineExceeded, Overloaded, Unavailable
 
 STEP_TIME_WEIGHT = 0.1  # of the newest step in the running mean: follows a change in ~10 steps
@@ -64,6 +63,7 @@ class SampleRun:
     queued_s: float = 0.0
     denoise_s: float = 0.0
     decode_s: float = 0.0
+    device_s: float = 0.0
     previews: int = 0
     """Previews made so far."""
     decoding: bool = False
@@ -118,6 +118,8 @@ class Board:
     samples: list[SampleRun] = field(default_factory=list)
     """Queued and running, in order of arrival; not those already with the image encoders."""
     clock: StepClock = field(default_factory=StepClock)
+    busy_s: float = 0.0
+    """Device time of step batches and decodes so far."""
     meters: Meters = field(default_factory=Meters)
     refusal: tuple[type[Unavailable], str] | None = None
     """Why no new job is taken any more: class and message of the error."""
@@ -197,12 +199,14 @@ class Board:
         """Learn from a step batch."""
         with self.changed:
             self.clock.count(len(batch), seconds)
+            self.busy_s += seconds
             self.meters.stepped(batch[0].candidate.shape, len(batch), seconds)
             self.planner.stepped([sample.candidate for sample in batch], seconds)
 
     def decoded(self, sample: SampleRun, seconds: float) -> None:
         """Learn from a decode, of an image or a preview."""
         with self.changed:
+            self.busy_s += seconds
             self.planner.decoded(sample.candidate, seconds)
 
     def cancel(self, job_id: str) -> bool:
@@ -224,6 +228,7 @@ class Board:
                 steps_done=self.clock.steps,
                 step_batches_done=self.clock.batches,
                 step_time_s=self.clock.batch_s,
+                busy_s=self.busy_s,
                 backlog_s=self.planner.backlog_s([sample.candidate for sample in self.samples]),
                 sizes=self.meters.stats(sample.candidate for sample in self.samples),
             )
@@ -239,6 +244,12 @@ class Board:
             one = _candidate(job, 0, -1, time.monotonic())
             inside = [sample.candidate for sample in self.samples]
             return self.planner.estimate(inside, [one] * len(job.seeds))
+
+    def cost_s(self, job: GenerationJob) -> float | None:
+        """Device time of a job alone; None before anything was measured."""
+        with self.changed:
+            one = Candidate(job.width, job.height, job.steps)
+            return self.planner.backlog_s([one] * len(job.seeds)) or None
 
     def _refuse_hopeless(self, job: GenerationJob, ahead: int) -> Estimate | None:
         """Refuse what finds no room, or would only be thrown away at its deadline.

@@ -1,22 +1,21 @@
 """Whether a model can draw what a job asks for; checked before the job is queued.
 
-Data flow: job, model, memory -> nothing, or an error that names the field. Must not touch the
+Data flow: job, model, what fits -> nothing, or an error that names the field. Must not touch the
 device.
 """
 
 from serve_app.engine.job import GenerationJob, ModelInfo
-from serve_app.engine.memory import MemoryBudget
 from serve_app.errors import InvalidValue
 
 SEED_LIMIT = 2**64  # torch.Generator takes 64 bits
 
 
-def check_job(job: GenerationJob, info: ModelInfo, memory: MemoryBudget) -> None:
-    """Raise `InvalidValue`, at the field that is wrong."""
+def check_job(job: GenerationJob, info: ModelInfo, samples_max: int) -> None:
+    """Raise `InvalidValue`, at the field that is wrong; `samples_max` of it fit into memory."""
     multiple = info.size_multiple_px
     if job.width % multiple or job.height % multiple or min(job.width, job.height) < multiple:
         raise InvalidValue(f"Width and height must be multiples of {multiple}.").at("size")
-    if memory.samples_max(job.height, job.width) == 0:
+    if samples_max == 0:
         raise InvalidValue("The memory of this model's machine cannot hold that size.").at("size")
     if job.steps < 1:
         raise InvalidValue("At least one step is needed.").at("num_inference_steps")

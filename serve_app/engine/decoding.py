@@ -12,24 +12,24 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from serve_app.engine import memory
 from serve_app.engine.board import Board, SampleRun
 from serve_app.engine.images import Images
-from serve_app.engine.lane import Lane
-from serve_app.engine.retry import Retrying
-from serve_app.engine.sampler import NonFiniteLatents, Pixels, Sample, Sampler
+from serve_app.engine.parts import NonFiniteLatents, Sample, Sampler
+from serve_app.engine.retry import Retrying, is_out_of_memory, release
 from serve_app.engine.schedule import Shape
 from serve_app.engine.watchdog import Watchdog
 from serve_app.errors import GenerationFailed
+
+if TYPE_CHECKING:
+    from serve_app.engine.lane import Lane  # loads torch
 
 logger = logging.getLogger(__name__)
 
 FAILED = "The model failed while drawing the image."
 
-Decode = Callable[[Sample], Pixels]
+Decode = Callable[[Sample], Any]
 
 
 class Decoding:
@@ -42,7 +42,7 @@ class Decoding:
         retrying: Retrying,
         images: Images,
         watchdog: Watchdog,
-        lane: Lane | None,
+        lane: "Lane | None",
         fits_beside: Callable[[Shape], bool],
     ) -> None:
         """`fits_beside` tells the sizes that memory suffices for beside a step."""
@@ -153,7 +153,7 @@ class Decoding:
         except NonFiniteLatents:
             logger.error("latents hold NaN or infinity: job %s", run.job.job_id)
         except Exception as error:
-            too_tight = beside and memory.is_out_of_memory(error)
+            too_tight = beside and is_out_of_memory(error)
             if not too_tight:
                 logger.exception("decoding failed: job %s", run.job.job_id)
         finally:
@@ -164,9 +164,10 @@ class Decoding:
             self._board.end(run, GenerationFailed(FAILED))
         else:
             sample.decode_s = time.monotonic() - started_at
+            sample.device_s += sample.decode_s
             self._pass_on(sample, pixels)
 
-    def _pass_on(self, sample: SampleRun, pixels: Pixels) -> None:
+    def _pass_on(self, sample: SampleRun, pixels: Any) -> None:
         with self._board.changed:
             self._board.decoded(sample, sample.decode_s)
             if sample.run.ended:
@@ -178,12 +179,12 @@ class Decoding:
     def _hand_back(self, sample: SampleRun) -> None:
         """There was no memory beside a step: the device thread tries again, with none."""
         self.out_of_memory += 1
-        memory.release()
+        release()
         with self._board.changed:
             self._returned.append(sample)
             self._board.changed.notify_all()
 
-    def _preview(self, sample: SampleRun, latents: torch.Tensor, watchdog: Watchdog) -> None:
+    def _preview(self, sample: SampleRun, latents: Any, watchdog: Watchdog) -> None:
         job = sample.run.job
         if sample.run.ended:
             return

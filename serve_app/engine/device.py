@@ -10,20 +10,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
 
 from serve_app.engine.board import Board, SampleRun
 from serve_app.engine.decoding import FAILED, Decoding
 from serve_app.engine.images import Images
 from serve_app.engine.job import Step, preview_steps
-from serve_app.engine.lane import Lane
+from serve_app.engine.parts import Encoder, PromptEmbedding, Sampler
 from serve_app.engine.prompts import PromptQueue
 from serve_app.engine.retry import Retrying
-from serve_app.engine.sampler import Sampler
 from serve_app.engine.schedule import Shape
-from serve_app.engine.text import PromptEmbedding, PromptEncoder
 from serve_app.engine.watchdog import Watchdog
 from serve_app.errors import AppError, Draining, GenerationFailed, Unavailable
+
+if TYPE_CHECKING:
+    from serve_app.engine.lane import Lane  # loads torch
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +42,12 @@ class DeviceThread:
     def __init__(
         self,
         board: Board,
-        encoder: PromptEncoder,
+        encoder: Encoder,
         sampler: Sampler,
         watchdog: Watchdog,
-        images: ThreadPoolExecutor,
+        images: Images,
         prepare_thread: Callable[[], None],
-        lane: Lane | None = None,
+        lane: "Lane | None" = None,
         fits_beside: Callable[[Shape], bool] = lambda _: False,
     ) -> None:
         """With a `lane`, sizes that `fits_beside` tells are decoded beside the steps."""
@@ -53,9 +55,7 @@ class DeviceThread:
         self._sampler = sampler
         self.retrying = Retrying(sampler, self._limit_batches, lambda: self.decoding.wait_idle())
         self._watchdog = watchdog
-        self.decoding = Decoding(
-            board, sampler, self.retrying, Images(board, images), watchdog, lane, fits_beside
-        )
+        self.decoding = Decoding(board, sampler, self.retrying, images, watchdog, lane, fits_beside)
         self._lane = lane
         self._prepare_thread = prepare_thread
         self._prompts = PromptQueue(board, encoder, watchdog)
@@ -212,6 +212,7 @@ class DeviceThread:
             self._board.stepped(batch, seconds)
         for sample in stepped:
             sample.denoise_s += seconds
+            sample.device_s += seconds / len(stepped)
         return stepped
 
     def _limit_batches(self, shape: Shape, samples: int) -> None:

@@ -9,30 +9,32 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
+from typing import Any
 
-from serve_app.engine import codec
 from serve_app.engine.board import Board, SampleRun
-from serve_app.engine.job import Finished, Preview, Timings
-from serve_app.engine.sampler import Pixels
+from serve_app.engine.job import Finished, OutputFormat, Preview, Timings
 from serve_app.errors import GenerationFailed
 
 logger = logging.getLogger(__name__)
 
 Send = Callable[[], None]
+Encode = Callable[[Any, OutputFormat, int], bytes]
+"""Pixels, format and compression to a file, as `codec.encode`."""
 
 
 class Images:
     """Turns the pixels of samples into events with files."""
 
-    def __init__(self, board: Board, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, board: Board, pool: ThreadPoolExecutor, encode: Encode) -> None:
         self._board = board
         self._pool = pool
+        self._encode = encode
 
-    def finish(self, sample: SampleRun, pixels: Pixels) -> None:
+    def finish(self, sample: SampleRun, pixels: Any) -> None:
         """Encode the image of a sample; it ends the sample. Device thread."""
         self._submit(sample, partial(self._finish, sample, pixels))
 
-    def preview(self, sample: SampleRun, pixels: Pixels) -> None:
+    def preview(self, sample: SampleRun, pixels: Any) -> None:
         """Encode the next preview of a sample. Device thread."""
         number = sample.previews
         sample.previews += 1
@@ -50,23 +52,23 @@ class Images:
 
         sample.encoding = self._pool.submit(work)
 
-    def _preview(self, sample: SampleRun, pixels: Pixels, number: int) -> Send | None:
+    def _preview(self, sample: SampleRun, pixels: Any, number: int) -> Send | None:
         run, job = sample.run, sample.run.job
         if run.ended:
             return None
         try:
-            image = codec.encode(pixels, job.output_format, job.output_compression)
+            image = self._encode(pixels, job.output_format, job.output_compression)
         except Exception:
             logger.exception("encoding a preview failed: job %s", job.job_id)
             return None
         preview = Preview(job.job_id, sample.index, number, image)
         return lambda: self._board.send(run, preview)
 
-    def _finish(self, sample: SampleRun, pixels: Pixels) -> Send:
+    def _finish(self, sample: SampleRun, pixels: Any) -> Send:
         run, job = sample.run, sample.run.job
         started_at = time.monotonic()
         try:
-            image = codec.encode(pixels, job.output_format, job.output_compression)
+            image = self._encode(pixels, job.output_format, job.output_compression)
         except Exception:
             logger.exception("encoding the image failed: job %s", job.job_id)
             failure = GenerationFailed("The image could not be encoded.")
@@ -78,6 +80,7 @@ class Images:
             denoise_s=sample.denoise_s,
             decode_s=sample.decode_s,
             encode_image_s=time.monotonic() - started_at,
+            device_s=sample.device_s,
         )
         finished = Finished(job.job_id, sample.index, sample.seed, image, timings)
         return lambda: self._board.finish(run, finished)

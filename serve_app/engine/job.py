@@ -42,6 +42,8 @@ class Timings:
     denoise_s: float
     decode_s: float
     encode_image_s: float
+    device_s: float = 0.0
+    """Of the device's time: its part of each step batch, and its decode."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,8 @@ class EngineStats:
     step_batches_done: int
     step_time_s: float
     """Running mean of one transformer call; 0.0 before the first."""
+    busy_s: float = 0.0
+    """Device time spent on steps and decodes since the start."""
     backlog_s: float = 0.0
     """Estimated device time of everything inside; 0.0 before anything was measured."""
     sizes: tuple[SizeStats, ...] = ()

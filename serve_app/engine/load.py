@@ -144,7 +144,7 @@ def available_cores() -> int:
 
 
 def _random(source: str, device: str, dtype: torch.dtype) -> FluxPipeline:
-    name = model_source.check_random(source).removeprefix(model_source.RANDOM_PREFIX)
+    name = model_source.check_made_up(source).removeprefix(model_source.RANDOM_PREFIX)
     shape: Shape = "dev" if name.endswith("dev") else "schnell"
     scale: Scale = "tiny" if name.startswith("tiny-") else "full"
     return random_pipeline(shape, scale, device, dtype)

@@ -10,12 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from serve_app.engine.board import Board
-from serve_app.engine.text import (
-    PASS_PROMPTS_MAX,
-    PromptEmbedding,
-    PromptEncoder,
-    PromptVectors,
-)
+from serve_app.engine.parts import PASS_PROMPTS_MAX, Encoder, PromptEmbedding, Vectors
 from serve_app.engine.watchdog import Watchdog
 from serve_app.errors import AppError, GenerationFailed
 
@@ -25,7 +20,7 @@ logger = logging.getLogger(__name__)
 class PromptQueue:
     """The first stage of a turn."""
 
-    def __init__(self, board: Board, encoder: PromptEncoder, watchdog: Watchdog) -> None:
+    def __init__(self, board: Board, encoder: Encoder, watchdog: Watchdog) -> None:
         self._board = board
         self._encoder = encoder
         self._watchdog = watchdog
@@ -75,7 +70,7 @@ class PromptQueue:
             if run.embedding.failure:
                 self._board.end(run, run.embedding.failure)
 
-    def _pass(self, prompts: list[str]) -> dict[str, PromptVectors | AppError]:
+    def _pass(self, prompts: list[str]) -> dict[str, Vectors | AppError]:
         """Encode in one pass; if that fails, one by one, so that only the culprit suffers."""
         self._watchdog.begin(("encode", len(prompts)))
         learn = False

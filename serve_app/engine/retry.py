@@ -8,10 +8,9 @@ A healthy batch costs nothing extra. Device thread only; must not know about job
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from serve_app.engine import memory
-from serve_app.engine.sampler import Pixels, Sample, Sampler
+from serve_app.engine.parts import Sample, Sampler
 from serve_app.engine.schedule import Shape
 
 logger = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ class Retrying:
             if sample.steps_done == done
         ]
         if failure == "out of memory" and self._wait_alone():
-            memory.release()  # what ran beside had the memory: the batch itself may well fit
+            release()  # what ran beside had the memory: the batch itself may well fit
             return self.step(left) if left else []
         if failure == "out of memory":
             return self._step_halves(left, len(samples))
@@ -64,22 +63,22 @@ class Retrying:
             return left
         return [failed for sample in left for failed in self.step([sample])]
 
-    def decode(self, sample: Sample) -> Pixels:
+    def decode(self, sample: Sample) -> Any:
         """Pixels of a sample; tried again once memory has been given back."""
         try:
             return self._sampler.decode(sample)
         except Exception as error:
-            if not memory.is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             self.out_of_memory += 1
-        memory.release()
+        release()
         return self._sampler.decode(sample)
 
     def _step_halves(self, left: list[Sample], tried: int) -> list[Sample]:
         if not left:
             return []
         self._limit((left[0].height, left[0].width), max(1, tried // 2))
-        memory.release()
+        release()
         if tried == 1:  # fragments may have been the reason: once more, on its own
             return left if self._try(left) else []
         middle = (len(left) + 1) // 2
@@ -92,10 +91,24 @@ class Retrying:
             self._sampler.step(samples)
         except Exception as error:
             self.failures += 1
-            if memory.is_out_of_memory(error):
+            if is_out_of_memory(error):
                 self.out_of_memory += 1
                 logger.warning("a step batch of %d samples ran out of memory", len(samples))
                 return "out of memory"
             logger.exception("a step batch of %d samples failed", len(samples))
             return "failed"
         return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a smaller batch might have worked."""
+    from serve_app.engine import memory  # loads torch, which a simulated engine does without
+
+    return memory.is_out_of_memory(error)
+
+
+def release() -> None:
+    """Give back what a failed call left behind, before another one is tried."""
+    from serve_app.engine import memory
+
+    memory.release()

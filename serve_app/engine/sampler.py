@@ -20,16 +20,13 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_tim
 
 from serve_app.engine.graphs import Inputs, Recorder, StepGraphs
 from serve_app.engine.optimize import Compiled
+from serve_app.engine.parts import NonFiniteLatents
 from serve_app.engine.text import PromptVectors
 
 TRAIN_TIMESTEPS = 1000  # FluxPipeline hands the transformer timestep / 1000
 
 Pixels = npt.NDArray[np.uint8]
 """[height, width, 3], RGB, on the host."""
-
-
-class NonFiniteLatents(Exception):
-    """The model produced NaN or infinity: a picture of it would be black."""
 
 
 @dataclass(eq=False)

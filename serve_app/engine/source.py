@@ -9,14 +9,25 @@ import json
 from pathlib import Path
 from typing import Any
 
+from serve_app.config import AppConfig
 from serve_app.engine.job import ModelInfo
 from serve_app.errors import ConfigError
+from serve_app.loopback import is_loopback
 from serve_app.registry import EMBEDDED_SOURCE
 
 RANDOM_PREFIX = "random:"
 """`random:schnell`, `random:dev`, `random:tiny-schnell`, `random:tiny-dev`: no files at all."""
 RANDOM_SOURCES = tuple(
     f"{RANDOM_PREFIX}{scale}{shape}" for scale in ("", "tiny-") for shape in ("schnell", "dev")
+)
+
+SIMULATED_PREFIX = "simulated:"
+"""`simulated:h200:schnell` and so on: a device and a model that only take their time."""
+SIMULATED_DEVICES = ("h200", "h100", "l4")
+SIMULATED_SOURCES = tuple(
+    f"{SIMULATED_PREFIX}{device}:{shape}"
+    for device in SIMULATED_DEVICES
+    for shape in ("schnell", "dev")
 )
 
 T5_TOKENS_MAX = 512  # FluxPipeline.check_inputs refuses more
@@ -51,8 +62,8 @@ def model_info(source: str, text_tokens_max: int | None = None) -> ModelInfo:
     Raises:
         ConfigError: the source or one of its files cannot be read.
     """
-    if source.startswith(RANDOM_PREFIX):
-        guidance = check_random(source).endswith("dev")
+    if source.startswith((RANDOM_PREFIX, SIMULATED_PREFIX)):
+        guidance = check_made_up(source).endswith("dev")
         tokens = text_tokens(T5_TOKENS_MAX, guidance, text_tokens_max)
         return ModelInfo(RANDOM_SIZE_MULTIPLE_PX, tokens, guidance)
     found = find(source)
@@ -67,15 +78,32 @@ def model_info(source: str, text_tokens_max: int | None = None) -> ModelInfo:
     )
 
 
-def check_random(source: str) -> str:
-    """Return a `random:` source that exists.
+def check_made_up(source: str) -> str:
+    """Return a `random:` or `simulated:` source that exists.
 
     Raises:
         ConfigError: it does not.
     """
-    if source not in RANDOM_SOURCES:
-        raise ConfigError(f"model source {source!r}: must be one of {', '.join(RANDOM_SOURCES)}")
+    known = SIMULATED_SOURCES if is_simulated(source) else RANDOM_SOURCES
+    if source not in known:
+        raise ConfigError(f"model source {source!r}: must be one of {', '.join(known)}")
     return source
+
+
+def is_simulated(source: str) -> bool:
+    """Whether a source draws placeholders."""
+    return source.startswith(SIMULATED_PREFIX)
+
+
+def simulated_problem(config: AppConfig, host: str | None) -> str | None:
+    """Why these models must not be served on this host (None: everywhere), if they must not."""
+    ids = [model.id for model in config.models if is_simulated(model.source)]
+    if not ids or config.allow_simulated or is_loopback(host):
+        return None
+    return (
+        f"args.models: {', '.join(ids)}: a simulated model draws placeholders, so HTTP must be on "
+        f"loopback, not on {host!r}; args.allow_simulated: true serves it all the same"
+    )
 
 
 def size_multiple_px(vae_levels: int) -> int:

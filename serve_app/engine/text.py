@@ -17,9 +17,7 @@ from typing import Any
 import torch
 from diffusers import FluxPipeline
 
-from serve_app.errors import AppError
-
-PASS_PROMPTS_MAX = 32  # prompts per encoder pass; bounds activation memory of T5-XXL
+from serve_app.engine.parts import PASS_PROMPTS_MAX
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,23 +31,6 @@ class PromptVectors:
     """T5 states, [1, text_tokens_max, joint_attention_dim], padding included, as FLUX wants."""
     encode_s: float = 0.0
     """Seconds of the encoder pass that they came from; 0.0 when they came from the cache."""
-
-
-@dataclass(eq=False)
-class PromptEmbedding:
-    """A prompt that the engine encodes, or has encoded: a handle that never leaves its process.
-
-    It can be submitted with a job at once. The device thread fills it in before its next step, so
-    that the job joins that very step instead of waiting for one to see its embedding come back.
-    """
-
-    prompt: str
-    vectors: PromptVectors | None = field(default=None, repr=False)
-    failure: AppError | None = None
-
-    @property
-    def pending(self) -> bool:
-        return self.vectors is None and self.failure is None
 
 
 class PromptEncoder:

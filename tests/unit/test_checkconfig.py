@@ -10,6 +10,7 @@ import yaml
 
 from serve_app.checkconfig import check_config_file
 from serve_app.configfile import load_app_config
+from serve_app.deployments.autoscaling import POLICY_PATH
 from serve_app.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -198,3 +199,27 @@ def test_loading_a_bad_config_names_the_field(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(data), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"args\.public_url"):
         load_app_config(path)
+
+
+def test_a_simulated_model_is_refused_unless_on_loopback_or_allowed(check: Check) -> None:
+    data = local("applications.0.args.models.0.source", "simulated:h200:schnell")
+    assert check(data) == []
+    data["http_options"]["host"] = "0.0.0.0"
+    del data["applications"][0]["args"]["development"]
+    (problem,) = check(data)
+    assert "flux-mini" in problem
+    assert "allow_simulated" in problem
+    data["applications"][0]["args"]["allow_simulated"] = True
+    assert check(data) == []
+
+
+@pytest.mark.parametrize("kwargs", [{"target_queue": 4}, {"hold_s": 0}, {"utilization": "all"}])
+def test_a_bad_setting_of_the_autoscaling_policy_is_refused_by_name(
+    check: Check, kwargs: dict[str, Any]
+) -> None:
+    policy = {"policy_function": POLICY_PATH, "policy_kwargs": kwargs}
+    data = local(f"{DEPLOYMENT}.autoscaling_config", {"max_replicas": 2, "policy": policy})
+    del data["applications"][0]["deployments"][0]["num_replicas"]
+    (problem,) = check(data)
+    assert "policy_kwargs" in problem
+    assert next(iter(kwargs)) in problem

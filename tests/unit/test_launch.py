@@ -15,7 +15,7 @@ import yaml
 from serve_app.config import AppConfig
 from serve_app.configfile import load_app_config
 from serve_app.errors import ConfigError
-from serve_app.launch import greeting, local_address, refuse_taken
+from serve_app.launch import RESOURCES_VARIABLE, greeting, local_address, made_up_gpus, refuse_taken
 
 ROOT = Path(__file__).parents[2]
 RUN = """
@@ -152,3 +152,21 @@ def test_an_address_that_somebody_listens_on_is_refused() -> None:
         with pytest.raises(ConfigError, match="is taken by another server"):
             refuse_taken(address)
     refuse_taken(address)
+
+
+def gpus_of(path: Path) -> dict[str, str]:
+    return made_up_gpus(path, load_app_config(path))
+
+
+def test_gpus_are_made_up_only_where_every_model_is_simulated(
+    monkeypatch: pytest.MonkeyPatch, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(RESOURCES_VARIABLE, raising=False)
+    simulated = ROOT / "configs" / "loadtest.yaml"
+    assert json.loads(gpus_of(simulated)[RESOURCES_VARIABLE]) == {"GPU": 8}
+    assert "SIMULATED" in capsys.readouterr().out
+    assert gpus_of(config) == {}
+    assert gpus_of(ROOT / "configs" / "gpu.yaml") == {}
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv(RESOURCES_VARIABLE, '{"GPU": 2}')
+    assert gpus_of(simulated) == {}

@@ -11,7 +11,7 @@ from ray.serve.schema import ReplicaDetails
 
 from serve_app.config import ModelConfig
 from serve_app.deployments import fleet as module
-from serve_app.deployments.fleet import Fleet
+from serve_app.deployments.fleet import Fleet, ReplicaBounds
 from serve_app.errors import Unavailable
 
 MODELS = tuple(ModelConfig(id=name, source="embedded:flux-mini") for name in ("mini", "big"))
@@ -22,7 +22,7 @@ class Controller:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked = 0
-        self.applications: dict[str, dict[str, tuple[list[str], int]]] = {"ours": {}}
+        self.applications: dict[str, dict[str, tuple[Any, ...]]] = {"ours": {}}
         context = SimpleNamespace(app_name="ours")
         monkeypatch.setattr(serve, "get_replica_context", lambda: context)
         monkeypatch.setattr(module, "_get_global_client", lambda: self)
@@ -41,11 +41,12 @@ class Controller:
         }
 
 
-def details(states: list[str], target: int) -> Any:
+def details(states: list[str], target: int, scaling: Any = None) -> Any:
     replicas = [
         ReplicaDetails.model_construct(state=SimpleNamespace(value=state)) for state in states
     ]
-    return SimpleNamespace(replicas=replicas, target_num_replicas=target)
+    config = SimpleNamespace(autoscaling_config=scaling)
+    return SimpleNamespace(replicas=replicas, target_num_replicas=target, deployment_config=config)
 
 
 @pytest.fixture
@@ -92,3 +93,26 @@ async def test_a_silent_controller_is_no_empty_fleet(
     monkeypatch.setattr(controller, "get_serve_details", silent)
     with pytest.raises(Unavailable):
         await Fleet(MODELS)()
+
+
+async def test_a_gateway_learns_how_many_replicas_run_and_how_many_there_may_be(
+    controller: Controller,
+) -> None:
+    controller.applications["ours"] = {
+        "FluxModel-mini": (["RUNNING", "STARTING"], 2, {"max_replicas": 8}),
+        "FluxModel-big": (["RUNNING"], 3),
+    }
+    fleet = Fleet(MODELS)
+    assert await fleet.bounds("mini") == ReplicaBounds(running=1, most=8)
+    assert await fleet.bounds("big") == ReplicaBounds(running=1, most=3)
+    assert controller.asked == 1
+
+
+async def test_a_gateway_goes_on_without_knowing(
+    controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dead() -> None:
+        raise RayServeException("no controller")
+
+    monkeypatch.setattr(controller, "get_serve_details", dead)
+    assert await Fleet(MODELS).bounds("mini") is None

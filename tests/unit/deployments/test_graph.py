@@ -32,6 +32,18 @@ def test_without_a_development_key_any_host_will_do() -> None:
     graph.refuse_development(config(), "0.0.0.0")
 
 
+SIMULATED = {"models": [{"id": "flux-mini", "source": "simulated:h200:schnell"}]}
+
+
+def test_a_simulated_model_is_refused_where_others_can_reach_it_unless_allowed() -> None:
+    with pytest.raises(ConfigError, match="allow_simulated"):
+        graph.refuse_simulated(config(**SIMULATED), "0.0.0.0")
+    graph.refuse_simulated(config(**SIMULATED, allow_simulated=True), "0.0.0.0")
+    graph.refuse_simulated(config(**SIMULATED), "127.0.0.1")
+    graph.refuse_simulated(config(**SIMULATED), None)
+    graph.refuse_simulated(config(), "0.0.0.0")
+
+
 def test_asking_where_serve_listens_starts_no_cluster() -> None:
     assert graph.serving_host() is None
     assert not ray.is_initialized()

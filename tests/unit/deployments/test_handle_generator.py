@@ -15,6 +15,7 @@ from ray.serve.exceptions import (
 )
 from scripted import pictures, preview
 
+from serve_app.deployments.fleet import ReplicaBounds
 from serve_app.deployments.generator import HandleGenerator
 from serve_app.engine.job import Event, GenerationJob, GenerationResult, Queued, Step
 from serve_app.errors import (
@@ -361,3 +362,67 @@ async def test_an_estimate_that_no_replica_gives_soon_is_unknown(
     handle = Handle(failure)
     assert await generator(handle).estimate(JOB) is None
     assert handle.responses[0].cancelled
+
+
+def drawn_in(device_s: float) -> GenerationResult:
+    """Pictures whose device time is known."""
+    return GenerationResult(
+        tuple(
+            dataclasses.replace(one, timings=dataclasses.replace(one.timings, device_s=device_s))
+            for one in DRAWN.images
+        )
+    )
+
+
+def with_replicas(handle: Handle, running: int, most: int) -> HandleGenerator:
+    async def replicas() -> ReplicaBounds:
+        return ReplicaBounds(running, most)
+
+    return HandleGenerator(handle, replicas)  # type: ignore[arg-type]
+
+
+async def test_backpressure_says_how_long_the_work_that_is_out_will_take() -> None:
+    waiting = asyncio.Event()
+    handle = Handle(drawn_in(40.0), waiting, BackPressureError(1, 1))
+    drawing = with_replicas(handle, 2, 2)
+    long = dataclasses.replace(JOB, timeout_s=1000.0)
+    await drawing.generate(long)
+    first = asyncio.create_task(drawing.generate(long))
+    await waiting.wait()
+    with pytest.raises(Overloaded) as caught:
+        await drawing.generate(long)
+    # 40 s of work for the one that is out and for this one, on two replicas
+    assert caught.value.retry_after_s == 40
+    first.cancel()
+    await asyncio.wait([first])
+
+
+@pytest.mark.parametrize(("most", "refused"), [(2, True), (8, False)])
+async def test_a_job_is_refused_only_if_all_replicas_that_may_start_come_too_late(
+    most: int, refused: bool
+) -> None:
+    waiting = asyncio.Event()
+    handle = Handle(drawn_in(40.0), waiting, DRAWN)
+    drawing = with_replicas(handle, 1, most)
+    await drawing.generate(JOB)
+    first = asyncio.create_task(drawing.generate(JOB))
+    await waiting.wait()
+    late = dataclasses.replace(JOB, timeout_s=10.0)
+    if refused:
+        for again in (drawing.generate(late), anext(drawing.stream(late))):
+            with pytest.raises(Overloaded) as caught:
+                await again
+            assert caught.value.retry_after_s == 40
+    else:
+        assert await drawing.generate(late) is DRAWN
+    assert len(handle.jobs) == 2 + (not refused)
+    first.cancel()
+    await asyncio.wait([first])
+
+
+async def test_a_quote_starts_no_replica() -> None:
+    handle = Handle()
+    assert await with_replicas(handle, 0, 8).estimate(JOB) is None
+    assert handle.jobs == []
+    handle = Handle(1.5)
+    assert await with_replicas(handle, 1, 8).estimate(JOB) == 1.5
