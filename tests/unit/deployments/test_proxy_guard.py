@@ -132,18 +132,23 @@ async def test_the_operators_routes_are_as_serve_writes_them(path: str) -> None:
     assert (b"x-session-id", b"s") in proxy.seen
 
 
-async def test_other_protocols_pass_untouched() -> None:
+async def test_a_lifespan_passes_and_a_websocket_is_closed() -> None:
     seen: list[str] = []
+    sent: list[Message] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         seen.append(scope["type"])
 
-    async def unused(*args: object) -> Message:
-        raise AssertionError("nothing to exchange")
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
 
     for kind in ("lifespan", "websocket"):
-        await ProxyGuard(app)({"type": kind, "path": "/", "headers": []}, unused, unused)
-    assert seen == ["lifespan", "websocket"]
+        await ProxyGuard(app)({"type": kind, "path": "/", "headers": []}, receive, send)
+    assert seen == ["lifespan"]
+    assert sent == [{"type": "websocket.close", "code": 1008}]
 
 
 def test_serve_finds_the_guard_by_the_path_that_the_configs_name() -> None:
