@@ -52,7 +52,10 @@ bench: $(TEST_STAMP) ## Run the quick benchmarks
 	$(BIN)/python -m benchmarks.engine --device cpu --quick
 	$(BIN)/python -m benchmarks.ledger --quick
 
+loadtest: $(TEST_STAMP) ## Serve simulated GPUs, ramp up and down, write a report
+	$(BIN)/python -m benchmarks.loadtest --ramp
+
 clean: ## Remove caches and build output; keeps .venv and data
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build *.egg-info
 
-.PHONY: help setup run test test-gpu check fix bench clean
+.PHONY: help setup run test test-gpu check fix bench loadtest clean
