@@ -86,7 +86,9 @@ def _most(deployment: DeploymentDetails | None) -> int:
     if deployment is None:
         return 0
     scaling = deployment.deployment_config.autoscaling_config
-    return int(scaling["max_replicas"]) if scaling else deployment.target_num_replicas
+    if not isinstance(scaling, dict):  # where nothing is set, Serve has a mark that is true
+        return int(deployment.target_num_replicas)
+    return int(scaling["max_replicas"])
 
 
 def _counts(deployment: DeploymentDetails | None) -> ReplicaStatus:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ray import serve
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import ReplicaDetails
+from ray.serve.schema import DeploymentSchema, ReplicaDetails
 
 from serve_app.config import ModelConfig
 from serve_app.deployments import fleet as module
@@ -45,7 +45,8 @@ def details(states: list[str], target: int, scaling: Any = None) -> Any:
     replicas = [
         ReplicaDetails.model_construct(state=SimpleNamespace(value=state)) for state in states
     ]
-    config = SimpleNamespace(autoscaling_config=scaling)
+    entry = {} if scaling is None else {"autoscaling_config": scaling}
+    config = DeploymentSchema(name="x", **entry)  # Serve's own, with its mark for what is not set
     return SimpleNamespace(replicas=replicas, target_num_replicas=target, deployment_config=config)
 
 
