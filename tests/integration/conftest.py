@@ -26,7 +26,7 @@ from serve_app.metering.sql import SqlLedger
 from tests.conftest import ROOT, free_port
 
 KEY = "sk-integration-tests"
-DEPLOY_TIMEOUT_S = 120
+DEPLOY_TIMEOUT_S = 240
 MINI = "FluxModel-flux-mini"
 POLL_S = 0.05
 
@@ -143,7 +143,7 @@ def _running(document: dict[str, Any]) -> bool:
     return all(state is not None and state.status == "RUNNING" for state in states.values())
 
 
-def _args(folder: Path, name: str, url: str, **more: Any) -> dict[str, Any]:
+def application_args(folder: Path, name: str, url: str, **more: Any) -> dict[str, Any]:
     args = {
         "public_url": url,
         "ledger": {
@@ -171,7 +171,7 @@ def _document(folder: Path, port: int) -> dict[str, Any]:
         **application,
         "name": "main",
         "route_prefix": "/",
-        "args": _args(
+        "args": application_args(
             folder,
             "main",
             base,
@@ -192,7 +192,7 @@ def _document(folder: Path, port: int) -> dict[str, Any]:
         **application,
         "name": "strict",
         "route_prefix": "/strict",
-        "args": _args(
+        "args": application_args(
             folder,
             "strict",
             f"{base}/strict",
@@ -225,7 +225,7 @@ def cluster() -> Iterator[Cluster]:
         ray.init(
             address="local",
             num_cpus=4,
-            num_gpus=2,
+            num_gpus=6,  # two for main, four for the elastic application
             include_dashboard=False,
             object_store_memory=300_000_000,
             _temp_dir=str(folder / "r"),

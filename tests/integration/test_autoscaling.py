@@ -1,0 +1,150 @@
+"""Autoscaling on a real Serve cluster: made-up GPUs, simulated models, the real policy and queues.
+
+One application, `elastic`, joins the cluster for these tests and leaves it afterwards. They run in
+order: from nothing to four replicas, and back to nothing.
+"""
+
+import asyncio
+import copy
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from ray import serve
+
+from tests.integration.conftest import KEY, App, Cluster, application_args, error_of, eventually
+from tests.integration.test_events import opened
+
+pytestmark = pytest.mark.serve
+
+MODEL = "FluxModel-elastic"
+REPLICAS_MAX = 4
+TIMEOUT_S = 60
+LARGE = {"prompt": "a large image", "size": "1024x1024", "num_inference_steps": 28}
+"""3.5 device seconds each."""
+SMALL = {"prompt": "a thumbnail", "size": "256x256"}
+SCALING = {
+    "min_replicas": 0,
+    "max_replicas": REPLICAS_MAX,
+    "policy": {
+        "policy_function": "serve_app.deployments.autoscaling:ComputeBacklogPolicy",
+        "policy_kwargs": {"target_queue_s": 4, "hold_s": 5, "idle_to_zero_s": 5},
+    },
+    "upscale_delay_s": 0,
+    "downscale_delay_s": 0,
+    "look_back_period_s": 1,
+    "metrics_interval_s": 0.5,
+}
+
+
+@pytest.fixture(scope="module")
+def elastic(cluster: Cluster) -> Iterator[App]:
+    name, base = "elastic", cluster.main.url
+    model = {
+        "id": name,
+        "source": "simulated:h200:schnell",
+        "num_gpus": 1,
+        "num_cpus": 0.1,
+        "engine": {
+            "warm_up_sizes": ["256x256", "1024x1024"],
+            "simulation": {"load_s": 12},  # longer than a stream's first heartbeat takes
+        },
+    }
+    limits = {"request_timeout_s": TIMEOUT_S}
+    args = application_args(cluster.folder, name, f"{base}/{name}", models=[model], limits=limits)
+    application = {
+        "import_path": "serve_app.graph:build",
+        "name": name,
+        "route_prefix": f"/{name}",
+        "args": args,
+        "deployments": [
+            {"name": MODEL, "autoscaling_config": SCALING, "max_ongoing_requests": 4},
+        ],
+    }
+    document = copy.deepcopy(cluster.document)
+    document["applications"].append(application)
+    cluster.deploy(document)
+    app = App(name, f"{base}/{name}", KEY, args["ledger"]["url"])
+    yield app
+    eventually(lambda: app.books()["held"] == 0, "every hold is resolved")
+    cluster.deploy(cluster.document)
+
+
+def running(app: App) -> int:
+    """Replicas that serve."""
+    states = serve.status().applications[app.name].deployments[MODEL].replica_states
+    return int(states.get("RUNNING", 0))
+
+
+def post(app: App, body: dict[str, Any], path: str = "generations") -> httpx.Response:
+    url = f"{app.url}/v1/images/{path}"
+    return httpx.post(url, json=body, headers=app.headers, timeout=2 * TIMEOUT_S)
+
+
+def test_a_quote_of_a_model_at_rest_starts_no_replica(elastic: App) -> None:
+    reply = post(elastic, LARGE, "quote")
+    assert reply.status_code == 200
+    assert reply.json().get("estimated_s") is None
+    deployment = serve.status().applications[elastic.name].deployments[MODEL]
+    assert not deployment.replica_states
+
+
+def test_a_stream_that_wakes_a_model_hears_heartbeats_until_it_draws(elastic: App) -> None:
+    assert running(elastic) == 0
+    with opened(elastic, {**SMALL, "stream": True}) as reply:
+        assert reply.status_code == 200
+        lines = reply.iter_lines()
+        assert next(lines) == ": keep-alive"
+        assert running(elastic) == 0
+        assert any(line == "event: image_generation.completed" for line in lines)
+
+
+def test_a_burst_of_large_images_starts_all_replicas_while_it_lasts_and_none_is_lost(
+    elastic: App,
+) -> None:
+    eventually(lambda: running(elastic) >= 1, "a replica serves")
+    with ThreadPoolExecutor(16) as clients:
+        replies = [clients.submit(post, elastic, LARGE) for _ in range(16)]
+        eventually(lambda: running(elastic) == REPLICAS_MAX, "all replicas serve", 120)
+        assert not all(reply.done() for reply in replies)
+    assert [reply.result().status_code for reply in replies] == [200] * 16
+
+
+async def refused_first(app: App, count: int) -> httpx.Response:
+    """Send many at once; the first refusal, after which the others are called off."""
+    async with httpx.AsyncClient(headers=app.headers, timeout=2 * TIMEOUT_S) as client:
+        url = f"{app.url}/v1/images/generations"
+        sent = [asyncio.create_task(client.post(url, json=LARGE)) for _ in range(count)]
+        refused = None
+        for reply in asyncio.as_completed(sent):
+            if (answer := await reply).status_code != 200:
+                refused = answer
+                break
+        for task in sent:
+            task.cancel()
+        await asyncio.gather(*sent, return_exceptions=True)
+    assert refused is not None, "all were served"
+    return refused
+
+
+def test_more_than_all_replicas_can_finish_in_time_is_refused_with_a_time_to_return(
+    elastic: App,
+) -> None:
+    """120 large images are 420 device seconds: 105 s for four replicas, and a job has 60."""
+    before = elastic.books()["captured"]
+    reply = asyncio.run(refused_first(elastic, 120))
+    assert reply.status_code == 503
+    assert error_of(reply)["code"] == "server_is_overloaded"
+    # The work in front of it, at up to four device seconds a second: longer than its deadline.
+    assert TIMEOUT_S <= int(reply.headers["retry-after"]) <= 120
+    eventually(lambda: elastic.books()["held"] == 0, "the others are released", 30)
+    paid = elastic.books()["captured"] - before
+    assert paid % (1024 * 1024 * 28 // 4) == 0
+    assert paid < 120 * 1024 * 1024 * 28 // 4
+
+
+def test_when_nothing_comes_any_more_the_replicas_stop_one_and_all(elastic: App) -> None:
+    eventually(lambda: running(elastic) == 0, "scaled to zero", 90)
+    assert post(elastic, SMALL).status_code == 200
