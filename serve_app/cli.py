@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from serve_app import __version__
-from serve_app.commands import accounts, keys, ledger
+from serve_app.commands import accounts, images, keys, ledger
 from serve_app.commands.loadtest import loadtest
 from serve_app.commands.support import CommandGroup
 
@@ -26,6 +26,7 @@ app.add_typer(keys.app, name="keys")
 app.command(epilog="Example: flux-serve grant alice 100_000_000 --memo 'invoice 17'")(ledger.grant)
 app.command(epilog="Example: flux-serve audit -c configs/local.yaml")(ledger.audit)
 app.add_typer(ledger.db, name="db")
+app.add_typer(images.app, name="images")
 app.command(epilog="Example: flux-serve loadtest --target http://127.0.0.1:8000 --slo p95=2s")(
     loadtest
 )

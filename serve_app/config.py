@@ -28,6 +28,7 @@ __all__ = [
     "EngineConfig",
     "LedgerConfig",
     "LimitsConfig",
+    "MetadataConfig",
     "ModelConfig",
     "ModelName",
     "OptimizeConfig",
@@ -161,13 +162,35 @@ class StoreConfig(Section):
         "`s3://`, `gs://`, `az://` bucket and prefix.",
     )
     image_ttl_s: PositiveInt = Field(
-        3600, description="How long an image URL works; OpenAI's is 60 minutes."
+        3600,
+        description="How long an image URL works, and an image is kept; OpenAI's is 60 minutes.",
+    )
+    sweep_interval_s: PositiveFloat | None = Field(
+        600,
+        description="How often expired images are deleted, by each gateway; also done at start. "
+        "null deletes nothing: a lifecycle rule of the bucket may do it.",
+    )
+    timeout_s: PositiveFloat = Field(
+        10,
+        description="How long storing or reading one image may take before the store counts as "
+        "down: then `b64_json` is answered without a URL, and `url` is 503.",
     )
     signing_key_file: Path = Field(
         Path("data/signing.key"),
         description="32 bytes that sign image URLs of a local folder; made when missing. "
         "FLUX_SERVE_SIGNING_KEY in the environment overrides it.",
     )
+
+
+class MetadataConfig(Section):
+    """What image files say about themselves, in XMP."""
+
+    enabled: bool = Field(
+        True,
+        description="Write model, seed, steps, request id and that a model made the image "
+        "(IPTC's `trainedAlgorithmicMedia`).",
+    )
+    prompt: bool = Field(False, description="Write the prompt, too: whoever has the file reads it.")
 
 
 class LimitsConfig(Section):
@@ -212,6 +235,7 @@ class AppConfig(Section):
     store: StoreConfig | None = Field(
         StoreConfig(), description="Image store; null serves `b64_json` only."
     )
+    metadata: MetadataConfig = Field(MetadataConfig(), description="Metadata in image files.")
     limits: LimitsConfig = Field(LimitsConfig(), description="Bounds on requests.")
     development: DevelopmentConfig | None = Field(
         None, description="Development account and key; loopback only."

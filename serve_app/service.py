@@ -1,9 +1,10 @@
 """ImageService: one job from quote to charged pictures. No HTTP, no Ray.
 
 Data flow: `ImageRequest` -> `plan` (limits, price) -> `ledger.hold` -> `Generator.generate` ->
-`store.put` -> `ledger.capture` -> `Delivery`. Whatever fails, times out or is cancelled after the
-hold releases it, shielded from the cancellation that caused it; a crash leaves it to expire. So a
-client is charged for exactly the pictures it was sent. `ImageService.stream` is the same image by
+metadata -> `store.put` -> `ledger.capture` -> `Delivery`. Whatever fails, times out or is cancelled
+after the hold releases it, shielded from the cancellation that caused it; a crash leaves it to
+expire. A store that fails is no failure where the reply holds the picture itself. So a client is
+charged for exactly the pictures it was sent. `ImageService.stream` is the same image by
 image, as `streaming.py` tells.
 """
 
@@ -15,17 +16,20 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from serve_app.config import AppConfig
-from serve_app.engine.job import Event, GenerationJob, GenerationResult
+from serve_app.engine.job import Event, GenerationJob, GenerationResult, OutputFormat
+from serve_app.engine.metadata import Origin
+from serve_app.engine.metadata import describe as describe_file
 from serve_app.errors import DeadlineExceeded, GenerationFailed, Unavailable, UnsupportedValue
 from serve_app.metering.types import Hold, HoldRequest, Ledger, Principal, Resolution
 from serve_app.plan import Catalogue, Plan, plan_job
 from serve_app.schema import SEED_MAX, ImageRequest
 from serve_app.settle import Put, Settler
 from serve_app.storage.store import ImageStore
-from serve_app.streaming import StreamEvent, deliver
+from serve_app.streaming import Describe, StreamEvent, deliver
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +50,7 @@ class Generator(Protocol):
 
 @dataclass(frozen=True)
 class Image:
-    """One delivered image: `url` is empty only without a store."""
+    """One delivered image: `url` is empty without a store, or with one that is unavailable."""
 
     url: str
     b64_json: str | None
@@ -121,11 +125,12 @@ class ImageService:
         plan = self.plan(request)
         hold = await self._hold(principal, request, plan, request_id)
         settler = self._settler
+        describe = self._describer(plan, request_id)
         puts: list[Put] = []
         capture: asyncio.Task[Resolution] | None = None
         try:
             async with asyncio.timeout(self.config.limits.request_timeout_s):
-                images = await self._draw(principal, plan, hold, puts)
+                images = await self._draw(principal, plan, hold, describe, puts)
             capture = settler.in_background(settler.capture(hold, plan.units))
             resolution = await asyncio.shield(capture)
         except BaseException as exc:  # also CancelledError: a client that left is not charged
@@ -154,7 +159,9 @@ class ImageService:
         hold = await self._hold(principal, request, plan, request_id)
         job = plan.job(hold.id, principal.account_id, timeout_s)
         source = self._generators[plan.model.config.id].stream(job)
-        async with aclosing(deliver(plan, hold, source, self._settler, deadline)) as events:
+        describe = self._describer(plan, request_id)
+        delivery = deliver(plan, hold, source, describe, self._settler, deadline)
+        async with aclosing(delivery) as events:
             async for event in events:
                 yield event
 
@@ -191,8 +198,16 @@ class ImageService:
             prompt,
         )
 
+    def _describer(self, plan: Plan, request_id: str) -> Describe:
+        metadata = self.config.metadata
+        if not metadata.enabled:
+            return lambda data, seed: data
+        prompt = plan.prompt if metadata.prompt else None
+        origin = Origin(plan.model.config.id, plan.steps, request_id, prompt)
+        return partial(_describe, plan.output_format, origin)
+
     async def _draw(
-        self, principal: Principal, plan: Plan, hold: Hold, puts: list[Put]
+        self, principal: Principal, plan: Plan, hold: Hold, describe: Describe, puts: list[Put]
     ) -> tuple[Image, ...]:
         generator = self._generators[plan.model.config.id]
         # The hold's id and not the request's: clients may choose that one, and choose it twice.
@@ -201,16 +216,24 @@ class ImageService:
         if len(result.images) != plan.n:
             logger.error("model %s returned %d images", plan.model.config.id, len(result.images))
             raise GenerationFailed("The model returned the wrong number of images.")
+        drawn = [(describe(image.image, image.seed), image.seed) for image in result.images]
         return tuple(
-            [await self._keep(image.image, image.seed, plan, puts) for image in result.images]
+            await asyncio.gather(*(self._keep(data, seed, plan, puts) for data, seed in drawn))
         )
 
     async def _keep(self, data: bytes, seed: int, plan: Plan, puts: list[Put]) -> Image:
-        url = await self._settler.keep(data, plan.output_format, puts)
         wants_base64 = plan.response_format == "b64_json"
+        url = await self._settler.keep(data, plan.output_format, puts, needed=not wants_base64)
         encoded = base64.b64encode(data).decode("ascii") if wants_base64 else None
         return Image(url=url, b64_json=encoded, seed=seed)
 
     async def drain(self) -> None:
         """Wait for the resolutions under way; called before the process ends."""
         await self._settler.drain()
+
+
+def _describe(output_format: OutputFormat, origin: Origin, data: bytes, seed: int) -> bytes:
+    try:
+        return describe_file(data, output_format, origin, seed)
+    except ValueError as exc:
+        raise GenerationFailed("The model returned a file of another format.") from exc

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from serve_app.engine.job import OutputFormat
-from serve_app.errors import AppError, DeadlineExceeded, Unavailable
+from serve_app.errors import AppError, DeadlineExceeded, StoreUnavailable, Unavailable
 from serve_app.metering.types import Hold, HoldState, Ledger, Resolution
 from serve_app.storage.store import ImageStore
 
@@ -37,14 +37,26 @@ class Settler:
         self._store = store
         self._unfinished: set[asyncio.Task[Any]] = set()
 
-    async def keep(self, data: bytes, output_format: OutputFormat, puts: list[Put]) -> str:
-        """Store an image and sign its URL; empty without a store. The put is added to `puts`."""
+    async def keep(
+        self, data: bytes, output_format: OutputFormat, puts: list[Put], *, needed: bool
+    ) -> str:
+        """Store an image and sign its URL. The put is added to `puts`.
+
+        Empty without a store, and, unless the URL is `needed`, while the store is unavailable: an
+        image that the client gets anyway is not lost for want of its URL.
+        """
         if self._store is None:
             return ""
         # Not cut short by a cancellation: a picture half stored could not be deleted.
         put = self.in_background(self._store.put(data, output_format))
         puts.append(put)
-        return await self._store.url(await asyncio.shield(put))
+        try:
+            return await self._store.url(await asyncio.shield(put))
+        except StoreUnavailable:
+            if needed:
+                raise
+            logger.warning("the store is unavailable: an image has no URL", exc_info=True)
+            return ""
 
     async def capture(self, hold: Hold, units: int) -> Resolution:
         """Charge, or raise: what cannot be charged must not be handed out."""

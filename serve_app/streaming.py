@@ -10,7 +10,7 @@ they are sent, and the hold, made before anything is drawn, is captured after th
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -61,7 +61,7 @@ class PreviewImage:
 
 @dataclass(frozen=True)
 class CompletedImage:
-    """Image `index`, stored; `url` is empty only without a store."""
+    """Image `index`; `url` is empty without a store, or with one that is unavailable."""
 
     index: int
     seed: int
@@ -71,11 +71,18 @@ class CompletedImage:
     data: bytes = field(repr=False)
 
 
+Describe = Callable[[bytes, int], bytes]
+"""An image file and its seed -> the file with its metadata."""
 StreamEvent = Opened | Admitted | StepDone | PreviewImage | CompletedImage
 
 
 async def deliver(
-    plan: Plan, hold: Hold, source: AsyncGenerator[Event, None], settler: Settler, deadline: float
+    plan: Plan,
+    hold: Hold,
+    source: AsyncGenerator[Event, None],
+    describe: Describe,
+    settler: Settler,
+    deadline: float,
 ) -> AsyncGenerator[StreamEvent, None]:
     """Events of a job that `source` draws; ends the hold whichever way it is left.
 
@@ -85,7 +92,7 @@ async def deliver(
         DeadlineExceeded: not all was drawn and sent in time.
         AppError: the job failed; images that were delivered before are charged.
     """
-    delivery = _Delivery(plan, settler)
+    delivery = _Delivery(plan, describe, settler)
     try:
         yield Opened(plan, hold.available_units, deadline)
         async with aclosing(source):
@@ -105,8 +112,9 @@ async def deliver(
 class _Delivery:
     """What a stream has drawn, stored and delivered."""
 
-    def __init__(self, plan: Plan, settler: Settler) -> None:
+    def __init__(self, plan: Plan, describe: Describe, settler: Settler) -> None:
         self._plan = plan
+        self._describe = describe
         self._settler = settler
         self._puts: dict[int, list[Put]] = {}
         self.delivered: set[int] = set()
@@ -127,7 +135,8 @@ class _Delivery:
         if isinstance(event, Finished):
             return await self._complete(event)
         if isinstance(event, Preview):
-            return PreviewImage(event.index, event.number, event.image)
+            seed = self._plan.seeds[event.index]
+            return PreviewImage(event.index, event.number, self._describe(event.image, seed))
         if isinstance(event, Queued):
             return Admitted(event.ahead, event.estimated_s)
         if isinstance(event, Step) and self._plan.progress:
@@ -140,10 +149,12 @@ class _Delivery:
         if image.index in self._puts or not 0 <= image.index < self._plan.n:
             raise GenerationFailed("The model returned an image that nobody asked for.")
         puts = self._puts.setdefault(image.index, [])
-        url = await self._settler.keep(image.image, self._plan.output_format, puts)
+        data = self._describe(image.image, image.seed)
+        # Streams carry the image itself, so that its URL is not what the client waits for.
+        url = await self._settler.keep(data, self._plan.output_format, puts, needed=False)
         done = len(self.delivered)
         units = self._units_for(done + 1) - self._units_for(done)
-        return CompletedImage(image.index, image.seed, url, units, image.image)
+        return CompletedImage(image.index, image.seed, url, units, data)
 
     def _units_for(self, images: int) -> int:
         return self._plan.units_for(images) if images else 0

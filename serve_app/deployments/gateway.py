@@ -1,7 +1,8 @@
 """Gateway: the ingress deployment. Owns the ledger, the store and the HTTP application.
 
 Data flow: Serve's proxy -> ASGI app (`ingress.create_app`) -> `ImageService` -> model handles.
-Holds no request state, so any number of replicas may run; each of them sweeps expired holds.
+Holds no request state, so any number of replicas may run; each of them sweeps expired holds
+and images.
 """
 
 import asyncio
@@ -28,6 +29,7 @@ from serve_app.observability import configure_logging
 from serve_app.plan import Catalogue, ServedModel
 from serve_app.service import ImageService
 from serve_app.storage.store import ImageStore
+from serve_app.storage.sweep import sweep_forever
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +71,10 @@ class _Gateway:
         )
         self._ready: tuple[float, bool] = (0.0, False)
         self._sweeper = asyncio.create_task(self._sweep_holds())
+        self._image_sweeper = None
+        if store is not None and config.store and config.store.sweep_interval_s is not None:
+            sweeping = sweep_forever(store, config.store.sweep_interval_s)
+            self._image_sweeper = asyncio.create_task(sweeping)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return create_app(self.service, self._models_ready, self.ledger.admin, self.fleet)
@@ -110,6 +116,8 @@ class _Gateway:
         if not hasattr(self, "_sweeper"):
             return  # the constructor failed
         self._sweeper.cancel()
+        if self._image_sweeper is not None:
+            self._image_sweeper.cancel()
         try:
             async with asyncio.timeout(DRAIN_S):
                 await self.service.drain()

@@ -2,15 +2,16 @@
 
 Data flow: encoded bytes -> `put` -> image id -> `url` -> the client. A local folder is served by
 the gateway under HMAC-signed URLs (`read` after `UrlSigner.verify`); S3, GCS and Azure sign their
-own. obstore does the I/O. Must not import HTTP or Ray.
+own. `sweep` deletes what no URL opens any more. obstore does the I/O. Must not import HTTP or Ray.
 """
 
+import asyncio
 import re
 import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,14 @@ CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 _ID_BYTES = 24  # 192 random bits: ids cannot be guessed even without the signature
 _ID_PATTERN = re.compile(r"img_[0-9a-f]{48}\.(png|jpeg|webp)")
 _LOCAL_PREFIX = "file://"
+SWEEP_MARGIN_S = 300
+"""Kept beyond the life of its URL: clocks differ, and a picture may be read just now."""
+SWEEP_CHUNK = 1000
+"""Names listed and deleted at once: as many as one S3 request takes."""
+CONNECT_TIMEOUT_S = 2
+"""Of a bucket; a store that does not even accept is down."""
+RETRIES_MAX = 2
+"""obstore's own 10 would keep a request waiting for three minutes."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +50,14 @@ class ImageStore:
         self,
         backend: Any,  # an obstore store; obstore's classes share no public base type
         public_url: str,
-        image_ttl_s: int,
+        config: StoreConfig,
         signer: UrlSigner | None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._backend = backend
+        self._timeout_s = config.timeout_s
         self._public_url = public_url.rstrip("/")
-        self._ttl_s = image_ttl_s
+        self._ttl_s = config.image_ttl_s
         self._signer = signer
         self._now = now
 
@@ -64,18 +74,25 @@ class ImageStore:
             folder.mkdir(parents=True, exist_ok=True)
             url, options = folder.as_uri(), {"mkdir": True}
             signer = UrlSigner(load_signing_key(config.signing_key_file))
+        else:
+            options = _client_options(config.timeout_s)
         try:
             backend = from_url(url, **options)
         except (BaseError, ValueError) as exc:
             raise ConfigError(f"store.url {config.url!r} cannot be opened: {exc}") from exc
-        return cls(backend, public_url, config.image_ttl_s, signer, now)
+        return cls(backend, public_url, config, signer, now)
 
     async def put(self, data: bytes, output_format: str) -> str:
         """Store one encoded image, atomically; returns its id."""
         image_id = f"img_{secrets.token_hex(_ID_BYTES)}.{output_format}"
+        attributes = None
+        if self._signer is None:  # a bucket serves the image itself; a folder keeps no attributes
+            cache = f"private, max-age={self._ttl_s}, immutable"
+            attributes = {"Content-Type": CONTENT_TYPES[output_format], "Cache-Control": cache}
         try:
-            await obstore.put_async(self._backend, _path(image_id), data)
-        except (BaseError, OSError) as exc:
+            async with asyncio.timeout(self._timeout_s):
+                await obstore.put_async(self._backend, _path(image_id), data, attributes=attributes)
+        except (BaseError, OSError) as exc:  # TimeoutError is an OSError
             raise StoreUnavailable("The image store cannot be written right now.") from exc
         return image_id
 
@@ -104,8 +121,9 @@ class ImageStore:
             raise ImageNotFound("No such image.")
         self._signer.verify(image_id, exp, sig, self._now())
         try:
-            result = await obstore.get_async(self._backend, _path(image_id))
-            data = bytes(await result.bytes_async())
+            async with asyncio.timeout(self._timeout_s):
+                result = await obstore.get_async(self._backend, _path(image_id))
+                data = bytes(await result.bytes_async())
         except FileNotFoundError:
             raise ImageNotFound("No such image.") from None
         except (BaseError, OSError) as exc:
@@ -120,6 +138,63 @@ class ImageStore:
             return
         except (BaseError, OSError) as exc:
             raise StoreUnavailable("The image store cannot be written right now.") from exc
+
+    async def sweep(self) -> int:
+        """Delete the images that no URL opens any more; returns how many.
+
+        Safe beside anything, other sweeps included. What this server did not name is left alone.
+        Memory does not grow with the number of images.
+        """
+        before = datetime.fromtimestamp(self._now() - self._ttl_s - SWEEP_MARGIN_S, UTC)
+        deleted = 0
+        try:
+            async for listed in obstore.list(self._backend, chunk_size=SWEEP_CHUNK):
+                expired = [
+                    one["path"]
+                    for one in listed
+                    if one["last_modified"] < before and _is_image(one["path"])
+                ]
+                deleted += await self._delete_all(expired)
+        except FileNotFoundError:  # another sweep deletes what this one lists; the next one goes on
+            return deleted
+        except (BaseError, OSError) as exc:
+            raise StoreUnavailable("The image store cannot be swept right now.") from exc
+        return deleted
+
+    async def _delete_all(self, paths: list[str]) -> int:
+        if not paths:
+            return 0
+        try:
+            await obstore.delete_async(self._backend, paths)
+        except FileNotFoundError:  # one of them is gone already, and the rest may be left
+            return sum([await self._delete_one(path) for path in paths])
+        return len(paths)
+
+    async def _delete_one(self, path: str) -> bool:
+        try:
+            await obstore.delete_async(self._backend, path)
+        except FileNotFoundError:
+            return False
+        return True
+
+
+def _is_image(path: str) -> bool:
+    name = path.rpartition("/")[2]
+    return _ID_PATTERN.fullmatch(name) is not None and path.endswith(_path(name))
+
+
+def _client_options(timeout_s: float) -> dict[str, Any]:
+    return {
+        "client_options": {
+            "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
+            "timeout": timedelta(seconds=timeout_s),
+            "allow_http": True,  # where the environment names an endpoint with http://
+        },
+        "retry_config": {
+            "max_retries": RETRIES_MAX,
+            "retry_timeout": timedelta(seconds=timeout_s),
+        },
+    }
 
 
 def _path(image_id: str) -> str:

@@ -60,6 +60,7 @@ async def build_world(folder: Path, granted: int, sections: dict[str, Any]) -> W
             "models": [{"id": "flux-mini", "aliases": ["black-forest-labs/FLUX.1-schnell"]}],
             "ledger": {"url": f"sqlite+aiosqlite:///{folder}/ledger.db"},
             "store": {"url": f"file://{folder}/images", "signing_key_file": f"{folder}/key"},
+            "metadata": {"enabled": False},  # what the script draws are no files
             **sections,
         }
     )

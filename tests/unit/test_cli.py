@@ -1,6 +1,7 @@
 """`flux-serve` as an operator types it."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -22,6 +23,7 @@ COMMANDS = [
     ["grant"],
     ["audit"],
     ["db", "upgrade"],
+    ["images", "sweep"],
     ["check-config"],
     ["loadtest"],
 ]
@@ -241,3 +243,25 @@ def test_check_config_lists_every_problem(tmp_path):
     missing = flux_serve("audit", "-c", "missing.yaml", cwd=tmp_path)
     assert missing.returncode == 1
     assert missing.stderr.startswith("error: missing.yaml")
+
+
+def test_expired_images_are_swept_by_hand(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "serve.yaml"
+    args = {"models": [{"id": "flux-mini"}], "store": {"url": f"file://{tmp_path}/images"}}
+    application = {"name": "a", "import_path": "serve_app.graph:build", "args": args}
+    config.write_text(json.dumps({"applications": [application]}))
+    name = f"img_{0:048x}.png"
+    expired = tmp_path / "images" / "00" / name
+    expired.parent.mkdir(parents=True)
+    expired.write_bytes(b"picture")
+    os.utime(expired, (1, 1))
+    for deleted in (1, 0):
+        result = CliRunner().invoke(app, ["images", "sweep", "--json", "--config", str(config)])
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout) == {"deleted": deleted}
+    assert not expired.exists()
+    args["store"] = None
+    config.write_text(json.dumps({"applications": [application]}))
+    result = CliRunner().invoke(app, ["images", "sweep", "--config", str(config)])
+    assert (result.exit_code, "no image store" in result.output) == (1, True)

@@ -1,17 +1,24 @@
 """One job from quote to charged pictures: whatever goes wrong, the books and the store agree."""
 
 import asyncio
+import base64
+import io
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from scripted import UNITS_1024, World
+from PIL import Image
+from scripted import UNITS_1024, World, picture, pictures
 from sqlalchemy import select
 
 from serve_app import settle
+from serve_app.engine import codec
+from serve_app.engine.job import GenerationJob, GenerationResult
 from serve_app.errors import (
     AppError,
     DeadlineExceeded,
@@ -46,6 +53,11 @@ async def files(world: World) -> list[Path]:
     await world.service.drain()
     assert world.config.store is not None
     return pictures_under(Path(world.config.store.url.removeprefix("file://")))
+
+
+def break_folder(folder: Path) -> None:
+    folder.rmdir()
+    folder.write_text("a file where the folder was")
 
 
 def pictures_under(folder: Path) -> list[Path]:
@@ -221,6 +233,53 @@ async def test_a_store_that_fails_makes_the_job_free_and_keeps_no_picture(
     world.store.put = failing_put  # type: ignore[method-assign]
     with pytest.raises(StoreUnavailable):
         await generate(world, ImageRequest(prompt="x", n=3))
+    await assert_nothing_happened(world)
+
+
+async def test_pictures_in_the_reply_need_no_store(world: World) -> None:
+    """Only their URLs are missing: what the client asked for is there, and is charged."""
+    assert world.config.store is not None
+    break_folder(Path(world.config.store.url.removeprefix("file://")))
+    request = ImageRequest(prompt="x", n=2, seed=5, response_format="b64_json")
+    delivery = await generate(world, request)
+    assert [image.url for image in delivery.images] == ["", ""]
+    drawn = [base64.b64decode(image.b64_json or "") for image in delivery.images]
+    assert drawn == [picture(world.generator.jobs[0], index) for index in range(2)]
+    balance = await world.balance()
+    assert (balance.captured, balance.held) == (2 * UNITS_1024, 0)
+    with pytest.raises(StoreUnavailable):
+        await generate(world)
+    balance = await world.balance()
+    assert (balance.captured, balance.held) == (2 * UNITS_1024, 0)
+
+
+async def test_files_carry_metadata_and_previews_too(make_world: MakeWorld) -> None:
+    world = await make_world(metadata={"enabled": True, "prompt": True})
+    plain = codec.encode(np.zeros((16, 16, 3), np.uint8), "png")
+
+    async def real_files(job: GenerationJob) -> GenerationResult:
+        drawn = pictures(job, len(job.seeds)).images
+        return GenerationResult(tuple(replace(image, image=plain) for image in drawn))
+
+    world.generator.act = real_files
+    request = ImageRequest(prompt="a red circle", n=2, seed=5, response_format="b64_json")
+    delivery = await generate(world, request)
+    for image in delivery.images:
+        data = base64.b64decode(image.b64_json or "")
+        assert f'Seed="{image.seed}"'.encode() in data
+        assert b"trainedAlgorithmicMedia" in data
+        assert b'"a red circle"' in data
+        assert np.array_equal(Image.open(io.BytesIO(data)), np.zeros((16, 16, 3)))
+    stored = (await files(world))[0]
+    assert b"trainedAlgorithmicMedia" in stored.read_bytes()
+
+
+async def test_a_file_of_another_format_is_a_failure_that_costs_nothing(
+    make_world: MakeWorld,
+) -> None:
+    world = await make_world(metadata={"enabled": True})
+    with pytest.raises(GenerationFailed):
+        await generate(world)
     await assert_nothing_happened(world)
 
 

@@ -1,11 +1,11 @@
 """Open work by model: exactly the open holds, found without reading the closed ones."""
 
 import sqlite3
+from contextlib import closing
 
 from ledger_bench import make_customer
 from sqlalchemy.dialects import sqlite
 
-from serve_app.metering.database import parse_url
 from serve_app.metering.records import OpenWork
 from serve_app.metering.statements import OPEN_WORK
 
@@ -32,9 +32,9 @@ async def test_work_that_expired_is_no_work(bench, ledger, alice):
     assert await ledger.admin.open_work() == {}
 
 
-def test_the_closed_holds_are_not_read(sqlite_url):
+def test_the_closed_holds_are_not_read(migrated_sqlite):
     """A year of closed holds must not slow down a question asked every second."""
     statement = str(OPEN_WORK.compile(dialect=sqlite.dialect()))
-    with sqlite3.connect(parse_url(sqlite_url).database) as connection:
+    with closing(sqlite3.connect(migrated_sqlite)) as connection:
         plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}").fetchall()
     assert "ix_holds_open" in str(plan)

@@ -1,6 +1,8 @@
 """The image store on a real local folder: bytes come back, forged and old URLs do not."""
 
+import resource
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -14,27 +16,6 @@ from serve_app.errors import (
     StoreUnavailable,
 )
 from serve_app.storage.store import ImageStore
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> ImageStore:
-    config = StoreConfig(
-        url=f"file://{tmp_path}/images", signing_key_file=tmp_path / "key", image_ttl_s=60
-    )
-    return ImageStore.open(config, "https://images.example/base/", clock)
 
 
 def query(url: str) -> tuple[str, str, str]:
@@ -65,7 +46,7 @@ async def test_a_forged_signature_is_refused(store: ImageStore) -> None:
             await store.read(*forged)
 
 
-async def test_an_expired_url_says_so(store: ImageStore, clock: Clock) -> None:
+async def test_an_expired_url_says_so(store: ImageStore, clock: Any) -> None:
     parts = query(await store.url(await store.put(b"picture", "png")))
     clock.now_s += 60
     with pytest.raises(ImageExpired):
@@ -94,6 +75,21 @@ async def test_a_folder_that_cannot_be_written_is_unavailable(
     (tmp_path / "images").write_text("a file where the folder was")
     with pytest.raises(StoreUnavailable):
         await store.put(b"picture", "png")
+
+
+async def test_a_disk_that_is_full_is_unavailable_and_keeps_no_part(
+    store: ImageStore, tmp_path: Path
+) -> None:
+    """A limit on the size of files stands for the disk: the write fails half way, likewise."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        with pytest.raises(StoreUnavailable):
+            await store.put(b"x" * 1_500_000, "png")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path for path in (tmp_path / "images").rglob("*") if path.is_file()] == []
+    assert await store.put(b"x" * 1_500_000, "png")
 
 
 def test_gateways_that_start_together_share_one_key(tmp_path: Path) -> None:
