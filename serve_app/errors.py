@@ -16,15 +16,19 @@ package.
     │   ├── InsufficientQuota     402 credit_balance_exhausted
     │   ├── InsufficientScope     403 insufficient_scope
     │   ├── BadSignature          403 invalid_signature
+    │   ├── ModelNotAllowed       403 model_not_allowed
     │   ├── ModelNotFound         404 model_not_found
     │   ├── ImageNotFound         404 image_not_found
     │   ├── UnknownRoute          404 unknown_url
     │   ├── MethodNotAllowed      405 method_not_allowed
     │   ├── BodyTimeout           408 request_timeout
     │   ├── IdempotencyKeyReused  409 idempotency_key_reused
+    │   ├── IdempotencyKeyInUse   409 idempotency_key_in_use
     │   ├── ImageExpired          410 image_expired
     │   ├── BodyTooLarge          413 body_too_large
-    │   └── UnsupportedMediaType  415 unsupported_media_type
+    │   ├── UnsupportedMediaType  415 unsupported_media_type
+    │   ├── RateLimitExceeded     429 rate_limit_exceeded
+    │   └── BudgetExceeded        429 budget_exceeded
     ├── GenerationFailed          500 generation_failed
     ├── Unavailable               503 service_unavailable
     │   ├── Overloaded            503 server_is_overloaded
@@ -136,6 +140,13 @@ class BadSignature(RequestError):
     code = "invalid_signature"
 
 
+class ModelNotAllowed(RequestError):
+    """A good key that was made for other models."""
+
+    status = 403
+    code = "model_not_allowed"
+
+
 class ModelNotFound(RequestError):
     status = 404
     code = "model_not_found"
@@ -169,6 +180,14 @@ class IdempotencyKeyReused(RequestError):
     code = "idempotency_key_reused"
 
 
+class IdempotencyKeyInUse(RequestError):
+    """The first request with this key is still running."""
+
+    status = 409
+    code = "idempotency_key_in_use"
+    retryable = True
+
+
 class ImageExpired(RequestError):
     status = 410
     code = "image_expired"
@@ -182,6 +201,26 @@ class BodyTooLarge(RequestError):
 class UnsupportedMediaType(RequestError):
     status = 415
     code = "unsupported_media_type"
+
+
+class RateLimitExceeded(RequestError):
+    """Too many requests a minute, or images at once, with one key."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    retryable = True
+
+    rate: object = None
+    """Where the key stands: `metering.limits.Rate`, where the request limit was the reason."""
+
+
+class BudgetExceeded(RequestError):
+    """The account's day or month is spent: no use to retry before the next one."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "budget_exceeded"
 
 
 class GenerationFailed(AppError):

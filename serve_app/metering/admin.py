@@ -4,7 +4,6 @@ Data flow: `cli` and the admin routes -> these -> tables. Bad input is `InvalidV
 at fault; outages are `LedgerUnavailable`. Nothing here is on the path of a request.
 """
 
-import unicodedata
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,13 +17,14 @@ from serve_app.config import DevelopmentConfig
 from serve_app.errors import ConfigError, InvalidValue
 from serve_app.metering import keys
 from serve_app.metering.audit import run_audit
+from serve_app.metering.bounds import ACCOUNT_PREFIX, require_name, require_positive, require_scopes
 from serve_app.metering.database import Database
+from serve_app.metering.limits import RPM_MAX
 from serve_app.metering.records import Account, ApiKey, AuditReport, NewKey, OpenWork
 from serve_app.metering.statements import OPEN_WORK, UNITS_MAX
-from serve_app.metering.tables import NAME_CHARS_MAX, accounts, api_keys, entries
+from serve_app.metering.tables import accounts, api_keys, entries
 from serve_app.metering.types import Balance
 
-ACCOUNT_PREFIX = "acct_"
 MEMO_CHARS_MAX = 1000
 LIST_MAX = 1000
 """Rows of a listing: an operator with more looks in the database."""
@@ -40,7 +40,7 @@ class LedgerAdmin:
         self._clock = clock
 
     async def create_account(self, name: str) -> Account:
-        _require_name(name)
+        require_name(name)
         try:
             async with self._database.write() as connection:
                 return _account(await self._insert_account(connection, name))
@@ -79,6 +79,20 @@ class LedgerAdmin:
             row = await _find_account(connection, account)
             return _account(await self._add_units(connection, row.id, units, memo))
 
+    async def set_budgets(self, account: str, day: int | None, month: int | None) -> Account:
+        """Bound what an account may capture and hold in a day and a month of UTC; None does not."""
+        require_positive("day_budget", day, UNITS_MAX)
+        require_positive("month_budget", month, UNITS_MAX)
+        async with self._database.write() as connection:
+            row = await _find_account(connection, account)
+            changed = await connection.execute(
+                update(accounts)
+                .where(accounts.c.id == row.id)
+                .values(day_budget=day, month_budget=month)
+                .returning(accounts)
+            )
+            return _account(changed.one())
+
     async def create_key(
         self,
         account: str,
@@ -86,20 +100,31 @@ class LedgerAdmin:
         scopes: Sequence[str] = keys.DEFAULT_SCOPES,
         expires_at: datetime | None = None,
         rpm: int | None = None,
+        images_max: int | None = None,
+        models: Sequence[str] | None = None,
     ) -> NewKey:
-        """Make a key. Its secret is in the answer and nowhere else."""
-        _require_scopes(scopes)
+        """Make a key. Its secret is in the answer and nowhere else.
+
+        `rpm` bounds its requests a minute, `images_max` its images in the making at once, `models`
+        the models it may use; None does not bound.
+        """
+        require_scopes(scopes)
+        require_positive("rpm", rpm, RPM_MAX)
+        require_positive("images_max", images_max)
         if expires_at is not None and (expires_at.tzinfo is None or expires_at <= self._clock()):
             raise InvalidValue("A key expires in the future, at a time with a zone.").at(
                 "expires_at"
             )
-        if rpm is not None and rpm <= 0:
-            raise InvalidValue("A key's requests a minute are at least 1.").at("rpm")
+        limits = {
+            "rpm": rpm,
+            "images_max": images_max,
+            "models": None if models is None else " ".join(models),
+        }
         secret = keys.new_secret()
         async with self._database.write() as connection:
             row = await _find_account(connection, account)
             made = await self._insert_key(
-                connection, row.id, secret, scopes=" ".join(scopes), expires_at=expires_at, rpm=rpm
+                connection, row.id, secret, scopes=" ".join(scopes), expires_at=expires_at, **limits
             )
         return NewKey(made, secret)
 
@@ -219,8 +244,7 @@ class LedgerAdmin:
         secret: str,
         *,
         scopes: str,
-        expires_at: datetime | None = None,
-        rpm: int | None = None,
+        **columns: object,
     ) -> ApiKey:
         made = await connection.execute(
             insert(api_keys).returning(api_keys),
@@ -230,9 +254,8 @@ class LedgerAdmin:
                 "prefix": keys.display_prefix(secret),
                 "sha256": keys.digest(secret),
                 "scopes": scopes,
-                "rpm": rpm,
                 "created_at": self._clock(),
-                "expires_at": expires_at,
+                **columns,
             },
         )
         return _key(made.one())
@@ -246,29 +269,14 @@ async def _find_account(connection: AsyncConnection, account: str) -> Row[Any]:
     return row
 
 
-def _require_name(name: str) -> None:
-    printable = all(unicodedata.category(character)[0] != "C" for character in name)
-    if not 0 < len(name.strip()) == len(name) <= NAME_CHARS_MAX or not printable:
-        raise InvalidValue(f"An account's name is 1 to {NAME_CHARS_MAX} printable characters.").at(
-            "name"
-        )
-    if name.startswith(ACCOUNT_PREFIX):  # else a name could be mistaken for another account's id
-        raise InvalidValue(f"An account's name may not start with {ACCOUNT_PREFIX}.").at("name")
-
-
-def _require_scopes(scopes: Sequence[str]) -> None:
-    unknown = sorted(set(scopes) - set(keys.KNOWN_SCOPES))
-    if unknown or not scopes or len(set(scopes)) < len(scopes):
-        raise InvalidValue(f"Scopes are one or more of {', '.join(keys.KNOWN_SCOPES)}.").at(
-            "scopes"
-        )
-
-
 def _account(row: Row[Any]) -> Account:
     balance = Balance(row.id, row.name, row.granted, row.captured, row.held)
-    return Account(balance, row.created_at, row.disabled_at)
+    return Account(balance, row.created_at, row.disabled_at, row.day_budget, row.month_budget)
 
 
 def _key(row: Row[Any]) -> ApiKey:
-    columns = {name: value for name, value in row._mapping.items() if name != "sha256"}
-    return ApiKey(**{**columns, "scopes": tuple(row.scopes.split())})
+    hidden = ("sha256", "rate_at_ns")
+    columns = {name: value for name, value in row._mapping.items() if name not in hidden}
+    columns["scopes"] = tuple(row.scopes.split())
+    columns["models"] = None if row.models is None else tuple(row.models.split())
+    return ApiKey(**columns)

@@ -12,7 +12,7 @@ from sqlalchemy import Select, and_, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.metering.records import AuditReport, Finding
-from serve_app.metering.tables import accounts, api_keys, entries, holds
+from serve_app.metering.tables import accounts, api_keys, entries, holds, usage_days
 
 FINDINGS_MAX = 1000
 """Rows shown for each invariant: a ledger that is broken everywhere need not list it all."""
@@ -83,6 +83,20 @@ def _stray_captures() -> Select[Any]:
     )
 
 
+def _usage_sums() -> Select[Any]:
+    counted = (
+        select(usage_days.c.account_id, func.sum(usage_days.c.units).label("units"))
+        .group_by(usage_days.c.account_id)
+        .subquery()
+    )
+    total = func.coalesce(counted.c.units, 0)
+    return (
+        select(accounts.c.id, accounts.c.id, total, accounts.c.captured)
+        .outerjoin(counted, counted.c.account_id == accounts.c.id)
+        .where(total != accounts.c.captured)
+    )
+
+
 def _negative_accounts() -> Select[Any]:
     available = accounts.c.granted - accounts.c.captured - accounts.c.held
     return select(accounts.c.id, accounts.c.id, available, accounts.c.held).where(
@@ -117,6 +131,7 @@ CHECKS: tuple[tuple[str, Select[Any], str], ...] = (
     ("held = sum(open holds)", _held_sums(), "open holds {0}, account {1}"),
     ("a captured hold has one entry of its units", _captured_holds(), "entry {0}, hold {1}"),
     ("a capture entry has a captured hold", _stray_captures(), "entry {0}, hold {1}"),
+    ("sum(usage by day) = captured", _usage_sums(), "usage {0}, account {1}"),
     ("nothing is negative", _negative_accounts(), "available {0}, held {1}"),
     ("a hold's columns agree", _impossible_holds(), "units {0}, captured {1}"),
 )

@@ -13,15 +13,19 @@ that has it, and that one still needs the account. Other inserts wait for nobody
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
-from serve_app.errors import AppError, IdempotencyKeyReused, InsufficientQuota, InvalidKey
+from serve_app.errors import AppError, IdempotencyKeyReused
 from serve_app.metering import statements as sql
+from serve_app.metering.limits import Rate
+from serve_app.metering.quota import Quota, invalid_key, no_quota
 from serve_app.metering.types import Hold, HoldRequest, HoldState, Resolution, UnknownHold
+from serve_app.metering.usage import Captured, images_of
+from serve_app.metering.usage import add as add_usage
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Resolve:
     hold_id: str
     state: HoldState
     units: int = 0
+    reply: str | None = None
 
 
 Item = TypeVar("Item")
@@ -49,10 +54,11 @@ Outcome = Hold | Resolution | Exception | None
 class _Batch:
     """One SQL transaction under way; `outcomes` by the operation's place in the batch."""
 
-    def __init__(self, connection: Connection, now: datetime) -> None:
+    def __init__(self, connection: Connection, now: datetime, undecided: Sequence[str]) -> None:
         self._connection = connection
         self._now = now
         self.outcomes: dict[int, Outcome] = {}
+        self._quota = Quota(connection, now, undecided)
 
     def resolve_all(
         self, resolves: "list[tuple[int, Resolve]]"
@@ -61,12 +67,16 @@ class _Batch:
         ended, late = [], []
         for index, one in sorted(resolves, key=lambda pair: pair[1].hold_id):  # stable: in order
             values = {"hold_id": one.hold_id, "to": one.state.value, "charge": one.units}
-            found = self._connection.execute(sql.RESOLVE, {**values, "now": self._now})
+            found = self._connection.execute(
+                sql.RESOLVE, {**values, "reply": one.reply, "now": self._now}
+            )
             row = found.one_or_none()
             if row is None:
                 late.append((index, one))
             else:
-                ended.append(_Ended(index, one, row.account_id, row.units))
+                images = images_of(row.images, row.units, one.units)
+                charge = Captured(row.account_id, row.key_id, row.model, images, one.units)
+                ended.append(_Ended(index, one, row.units, charge))
         return ended, late
 
     def settle(self, account_id: str, ended: "Sequence[_Ended]") -> None:
@@ -77,6 +87,8 @@ class _Batch:
             "charge": sum(one.operation.units for one in ended),
         }
         available = self._connection.execute(sql.SETTLE, values).scalar_one()
+        charges = (one.charge for one in ended if one.charge.units)
+        add_usage(self._connection, self._now.date(), charges)
         for one in ended:
             what = one.operation
             self.outcomes[one.index] = Resolution(what.hold_id, what.state, what.units, available)
@@ -128,27 +140,43 @@ class _Batch:
     def _reserve_all(self, wanted: "Sequence[tuple[int, Reserve]]") -> None:
         request = wanted[0][1].request
         total = sum(one.request.units for _, one in wanted)
-        available = self._take(request, total) if total <= sql.UNITS_MAX else None
-        if available is None and len(wanted) > 1:
+        reserved = self._take(request, total) if total <= sql.UNITS_MAX else None
+        if len(wanted) > 1 and (reserved is None or _is_bounded(reserved)):
+            if reserved is not None:
+                self._give_back(request.account_id, total)
             for index, one in wanted:
                 self._reserve_all([(index, one)])
             return
+        rate: Rate | AppError | None = None
+        if reserved is not None:
+            rate = self._quota.check(request, reserved)
+            if isinstance(rate, AppError):
+                self._give_back(request.account_id, total)
         for index, one in wanted:
             total -= one.request.units
-            if available is None:
+            if reserved is None:
                 self.outcomes[index] = self._refusal(one.request)
+            elif isinstance(rate, AppError):
+                self.outcomes[index] = rate
             else:
-                left = available + total  # the later ones of this sum are not taken yet
-                units = one.request.units
-                expires_at = self._expiry(one)
-                hold = Hold(one.hold_id, one.request.account_id, units, left, expires_at)
-                self.outcomes[index] = hold
+                # the later ones of this sum are not taken yet
+                self.outcomes[index] = self._hold(one, reserved.available + total, rate)
 
-    def _take(self, request: HoldRequest, units: int) -> int | None:
+    def _hold(self, one: Reserve, available: int, rate: Rate | None) -> Hold:
+        request = one.request
+        expires_at = self._expiry(one)
+        return Hold(one.hold_id, request.account_id, request.units, available, expires_at, rate)
+
+    def _give_back(self, account_id: str, units: int) -> None:
+        """Undo a reservation of this SQL transaction, which still holds the account's lock."""
+        values = {"account_id": account_id, "give_back": units, "charge": 0}
+        self._connection.execute(sql.SETTLE, values)
+
+    def _take(self, request: HoldRequest, units: int) -> Row[Any] | None:
         values = {"account_id": request.account_id, "key_id": request.key_id}
         found = self._connection.execute(sql.RESERVE, {**values, "take": units, "now": self._now})
-        available: int | None = found.scalar_one_or_none()
-        return available
+        row: Row[Any] | None = found.one_or_none()
+        return row
 
     def _refusal(self, request: HoldRequest) -> AppError:
         """Why RESERVE took nothing, asked inside the same SQL transaction."""
@@ -187,7 +215,7 @@ class _Batch:
         """One entry for each capture."""
         rows = [
             {
-                "account_id": one.account_id,
+                "account_id": one.charge.account_id,
                 "kind": "capture",
                 "units": -one.operation.units,
                 "hold_id": one.operation.hold_id,
@@ -207,8 +235,8 @@ class _Ended:
 
     index: int
     operation: Resolve
-    account_id: str
     held: int
+    charge: Captured
 
 
 def run_batch(
@@ -222,12 +250,13 @@ def run_batch(
     What is raised has spoilt the transaction: roll back, and none of them happened. `touch` are the
     keys whose use is to be noted if they made a hold, with the time before which a note is old.
     """
-    batch = _Batch(connection, now)
     resolves = [(i, one) for i, one in enumerate(operations) if isinstance(one, Resolve)]
     reserves = [(i, one) for i, one in enumerate(operations) if isinstance(one, Reserve)]
+    keyed = [one.hold_id for _, one in reserves if one.request.idempotency_key is not None]
+    batch = _Batch(connection, now, keyed)
     batch.insert_keyed(reserves)
     ended, late = batch.resolve_all(resolves)
-    settled = _grouped(ended, lambda one: one.account_id)
+    settled = _grouped(ended, lambda one: one.charge.account_id)
     wanted = _grouped(reserves, lambda pair: pair[1].request.account_id)
     for account_id in sorted(settled.keys() | wanted.keys()):
         if account_id in settled:
@@ -241,6 +270,12 @@ def run_batch(
         batch.first_outcome(index, resolve)
     batch.touch_keys(reserves, touch)
     return [batch.outcomes[index] for index in range(len(operations))]
+
+
+def _is_bounded(reserved: Row[Any]) -> bool:
+    """Whether a limit or a budget has a say beside the balance."""
+    budgeted = reserved.day_budget is not None or reserved.month_budget is not None
+    return budgeted or bool(reserved.limited)
 
 
 def _claim(request: HoldRequest) -> tuple[str, str]:
@@ -261,11 +296,3 @@ def _grouped(items: Iterable[Item], key: Callable[[Item], str]) -> dict[str, lis
     for item in items:
         groups.setdefault(key(item), []).append(item)
     return groups
-
-
-def invalid_key() -> InvalidKey:
-    return InvalidKey("Incorrect API key provided.")
-
-
-def no_quota() -> InsufficientQuota:
-    return InsufficientQuota("The account has too few compute units left for this request.")

@@ -25,6 +25,9 @@ class Account:
     balance: Balance
     created_at: datetime
     disabled_at: datetime | None
+    day_budget: int | None
+    """Most units captured and held in a day of UTC; None is no limit."""
+    month_budget: int | None
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,10 @@ class ApiKey:
     revoked_at: datetime | None
     last_used_at: datetime | None
     """To the minute; set by holds, not by reads."""
+    models: tuple[str, ...] | None
+    """Ids of the models that it may use; None is all."""
+    images_max: int | None
+    """Images in the making at once."""
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,11 @@ from serve_app.metering.batch import (
     Outcome,
     Reserve,
     Resolve,
-    invalid_key,
-    no_quota,
     run_batch,
 )
 from serve_app.metering.commit import GroupCommit
 from serve_app.metering.database import Database, is_outage
+from serve_app.metering.quota import invalid_key, no_quota
 from serve_app.metering.types import (
     Balance,
     Hold,
@@ -97,7 +96,8 @@ class SqlLedger:
         expired = row.expires_at is not None and row.expires_at <= self._clock()
         if expired or row.revoked_at is not None or row.disabled_at is not None:
             raise invalid_key()
-        return Principal(row.account_id, row.name, row.id, tuple(row.scopes.split()), row.rpm)
+        models = None if row.models is None else tuple(row.models.split())
+        return Principal(row.account_id, row.name, row.id, tuple(row.scopes.split()), models)
 
     async def hold(self, request: HoldRequest) -> Hold:
         """Reserve units, or say why not. `ValueError`: the caller did not bound its request."""
@@ -112,16 +112,20 @@ class SqlLedger:
                 self._writes.start(self._release_orphan(future))
             raise
 
-    async def capture(self, hold_id: str, units: int) -> Resolution:
+    async def capture(self, hold_id: str, units: int, reply: str | None = None) -> Resolution:
         if type(units) is not int or units <= 0:
             raise ValueError("a capture charges at least one unit; release a job that made nothing")
-        return await self._writes.finish(self._resolve(hold_id, HoldState.CAPTURED, units))
+        return await self._writes.finish(self._resolve(hold_id, HoldState.CAPTURED, units, reply))
 
     async def release(self, hold_id: str) -> Resolution:
         return await self._writes.finish(self._resolve(hold_id, HoldState.RELEASED, 0))
 
     async def expire_holds(self) -> int:
         return await self._writes.finish(self._expire_holds())
+
+    async def forget_replies(self, before: datetime) -> int:
+        async with self._database.write() as connection:
+            return (await connection.execute(sql.FORGET_REPLIES, {"before": before})).rowcount
 
     async def find_hold(self, account_id: str, idempotency_key: str) -> HoldRecord | None:
         values = {"account_id": account_id, "idempotency_key": idempotency_key}
@@ -164,8 +168,10 @@ class SqlLedger:
             if len(overdue) < SWEEP_BATCH:
                 return expired
 
-    async def _resolve(self, hold_id: str, state: HoldState, units: int) -> Resolution:
-        ended: Resolution = await self._queue.submit(Resolve(hold_id, state, units))
+    async def _resolve(
+        self, hold_id: str, state: HoldState, units: int, reply: str | None = None
+    ) -> Resolution:
+        ended: Resolution = await self._queue.submit(Resolve(hold_id, state, units, reply))
         return ended
 
     async def _release_orphan(self, future: "asyncio.Future[Hold]") -> None:

@@ -3,9 +3,22 @@
 Data flow: `tables` -> statements with named parameters -> `SqlLedger`. Must not import an engine.
 """
 
-from sqlalchemy import BigInteger, and_, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    Text,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from serve_app.metering.tables import (
+    KEPT,
     OPEN,
     UNRELEASED,
     UtcDateTime,
@@ -13,6 +26,7 @@ from serve_app.metering.tables import (
     api_keys,
     entries,
     holds,
+    usage_days,
 )
 
 UNITS_MAX = 2**53 - 1
@@ -25,6 +39,7 @@ REQUEST_COLUMNS = (
     "account_id",
     "key_id",
     "idempotency_key",
+    "request_sha256",
     "request_id",
     "model",
     "n",
@@ -54,6 +69,7 @@ FIND_KEY = (
         api_keys.c.sha256,
         api_keys.c.scopes,
         api_keys.c.rpm,
+        api_keys.c.models,
         api_keys.c.expires_at,
         api_keys.c.revoked_at,
         accounts.c.id.label("account_id"),
@@ -73,9 +89,63 @@ RESERVE = (
         select(api_keys.c.id).where(_live_key).exists(),
     )
     .values(held=accounts.c.held + _take)
-    .returning(_available)
+    .returning(
+        _available,
+        accounts.c.held,
+        accounts.c.day_budget,
+        accounts.c.month_budget,
+        select(or_(api_keys.c.rpm.is_not(None), api_keys.c.images_max.is_not(None)))
+        .where(api_keys.c.id == bindparam("key_id"))
+        .scalar_subquery()
+        .label("limited"),
+    )
 )
 """No row: nothing was reserved. The check and the spending are one statement."""
+
+KEY_LIMITS = select(
+    api_keys.c.rpm,
+    api_keys.c.images_max,
+    api_keys.c.rate_at_ns,
+    select(func.coalesce(func.sum(holds.c.n), 0))
+    .where(
+        holds.c.key_id == api_keys.c.id,
+        OPEN,
+        holds.c.id.not_in(bindparam("undecided", expanding=True)),
+    )
+    .scalar_subquery()
+    .label("images"),
+).where(api_keys.c.id == bindparam("key_id"))
+
+SET_RATE = (
+    update(api_keys)
+    .where(api_keys.c.id == bindparam("key_id"))
+    .values(rate_at_ns=bindparam("rate_at_ns", type_=BigInteger))
+)
+
+SPENT = select(
+    func.coalesce(
+        func.sum(case((usage_days.c.day == bindparam("today"), usage_days.c.units), else_=0)), 0
+    ).label("day"),
+    func.coalesce(func.sum(usage_days.c.units), 0).label("month"),
+).where(usage_days.c.account_id == bindparam("account_id"), usage_days.c.day >= bindparam("month"))
+
+ADD_USAGE = (
+    update(usage_days)
+    .where(
+        *(
+            usage_days.c[name] == bindparam(f"in_{name}")
+            for name in ("account_id", "day", "key_id", "model")
+        )
+    )
+    .values(
+        {
+            name: usage_days.c[name] + bindparam(f"in_{name}", type_=BigInteger)
+            for name in ("jobs", "images", "units")
+        }
+    )
+    .returning(usage_days.c.day)
+)
+INSERT_USAGE = insert(usage_days)
 
 KEY_IS_LIVE = (
     select(api_keys.c.id)
@@ -103,8 +173,15 @@ TOUCH_KEY = (
 RESOLVE = (
     update(holds)
     .where(holds.c.id == bindparam("hold_id"), holds.c.state == "open", holds.c.units >= _charge)
-    .values(state=bindparam("to"), captured_units=_charge, resolved_at=_now)
-    .returning(holds.c.account_id, holds.c.units)
+    .values(
+        state=bindparam("to"),
+        captured_units=_charge,
+        resolved_at=_now,
+        reply=bindparam("reply", type_=Text),
+    )
+    .returning(
+        holds.c.account_id, holds.c.units, holds.c.key_id, holds.c.model, holds.c.n.label("images")
+    )
 )
 """No row: the hold was resolved before. Of any number of racers exactly one gets the row."""
 
@@ -143,10 +220,18 @@ FIND_HOLD = select(
     holds.c.created_at,
     holds.c.expires_at,
     holds.c.resolved_at,
+    holds.c.request_sha256,
+    holds.c.reply,
 ).where(
     holds.c.account_id == bindparam("account_id"),
     holds.c.idempotency_key == bindparam("idempotency_key"),
     UNRELEASED,
+)
+
+FORGET_REPLIES = (
+    update(holds)
+    .where(KEPT, holds.c.resolved_at <= bindparam("before", type_=UtcDateTime))
+    .values(idempotency_key=None, request_sha256=None, reply=None)
 )
 
 OPEN_WORK = (

@@ -1,4 +1,4 @@
-"""The ledger's four tables, as SQLAlchemy Core. `migrations/` makes them; a test holds both equal.
+"""The ledger's five tables, as SQLAlchemy Core. `migrations/` makes them; a test holds both equal.
 
 Data flow: `sql`, `admin` and `audit` build their statements from these. Uses nothing that
 PostgreSQL or SQLite lacks. The CHECK constraints repeat what the statements guarantee, so that no
@@ -11,6 +11,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    Date,
     DateTime,
     Dialect,
     ForeignKey,
@@ -62,6 +63,7 @@ NAME_CHARS_MAX = 200
 UNRELEASED = text("state IN ('open', 'captured')")
 """Holds that own their idempotency key. Expiry is a release by the clock: it frees the key too."""
 OPEN = text("state = 'open'")
+KEPT = text("reply IS NOT NULL")
 
 accounts = Table(
     "accounts",
@@ -73,11 +75,14 @@ accounts = Table(
     Column("held", BigInteger, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("disabled_at", UtcDateTime),
+    Column("day_budget", BigInteger),
+    Column("month_budget", BigInteger),
     CheckConstraint("granted >= 0", name="granted"),
     CheckConstraint("captured >= 0", name="captured"),
     CheckConstraint("held >= 0", name="held"),
     CheckConstraint("granted - captured - held >= 0", name="available"),
 )
+"""`day_budget` and `month_budget`: most units captured and held in a day or month of UTC."""
 
 api_keys = Table(
     "api_keys",
@@ -92,9 +97,15 @@ api_keys = Table(
     Column("expires_at", UtcDateTime),
     Column("revoked_at", UtcDateTime),
     Column("last_used_at", UtcDateTime),
+    Column("models", Text),
+    Column("images_max", Integer),
+    Column("rate_at_ns", BigInteger),
     CheckConstraint("rpm IS NULL OR rpm > 0", name="rpm"),
     Index("ix_api_keys_account_id", "account_id"),
 )
+"""`models`: ids that the key may use, separated by spaces; NULL is all. `images_max`: samples in
+open holds at once. `rate_at_ns`: the rate limit's state, as `limits.py` tells.
+"""
 
 holds = Table(
     "holds",
@@ -115,6 +126,8 @@ holds = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("expires_at", UtcDateTime, nullable=False),
     Column("resolved_at", UtcDateTime),
+    Column("request_sha256", String(64)),
+    Column("reply", Text),
     CheckConstraint("units > 0", name="units"),
     CheckConstraint("captured_units >= 0 AND captured_units <= units", name="captured_units"),
     CheckConstraint("state IN ('open', 'captured', 'released', 'expired')", name="state"),
@@ -129,8 +142,13 @@ holds = Table(
         postgresql_where=UNRELEASED,
     ),
     Index("ix_holds_open", "expires_at", sqlite_where=OPEN, postgresql_where=OPEN),
+    Index("ix_holds_open_key_id", "key_id", sqlite_where=OPEN, postgresql_where=OPEN),
+    Index("ix_holds_kept", "resolved_at", sqlite_where=KEPT, postgresql_where=KEPT),
     Index("ix_holds_account_id", "account_id"),
 )
+"""`request_sha256` and `reply` stand beside an idempotency key only: what was asked and, once it is
+captured, what was answered. Both are forgotten with the key, a day later.
+"""
 
 entries = Table(
     "entries",
@@ -150,3 +168,20 @@ entries = Table(
     Index("ix_entries_account_id", "account_id"),
     Index("uq_entries_hold_id", "hold_id", unique=True),
 )
+
+usage_days = Table(
+    "usage_days",
+    metadata,
+    Column("account_id", ForeignKey("accounts.id"), primary_key=True),
+    Column("day", Date, primary_key=True),
+    Column("key_id", ForeignKey("api_keys.id"), primary_key=True),
+    Column("model", String(TEXT_CHARS_MAX), primary_key=True),
+    Column("jobs", BigInteger, nullable=False),
+    Column("images", BigInteger, nullable=False),
+    Column("units", BigInteger, nullable=False),
+    CheckConstraint("units > 0", name="units"),
+)
+"""Captured units by day of UTC: what budgets and reports would otherwise add up from every hold.
+
+Written in the SQL transaction of the capture, under the lock of the account's row.
+"""

@@ -9,6 +9,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
+from serve_app.metering.limits import Rate
+
 IDEMPOTENCY_KEY_CHARS_MAX = 255
 """What other payment APIs take; a UUID has 36."""
 TEXT_CHARS_MAX = 200
@@ -30,8 +32,8 @@ class Principal:
     account_name: str
     key_id: str
     scopes: tuple[str, ...]
-    rpm: int | None = None
-    """Requests a minute that this key may make; None is no limit."""
+    models: tuple[str, ...] | None = None
+    """Ids of the models that this key may use; None is all."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class HoldRequest:
     units: int
     ttl_s: float
     idempotency_key: str | None = None
+    request_sha256: str | None = None
+    """What was asked for under the idempotency key, as a digest in hex."""
 
     def require_bounds(self) -> None:
         """`ValueError` unless this is bounded: negative units, say, would mint balance.
@@ -76,6 +80,8 @@ class Hold:
     available_units: int
     """What the account could still hold after this one."""
     expires_at: datetime
+    rate: Rate | None = None
+    """Where its API key stands; None where it has no request limit."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,9 @@ class HoldRecord:
     created_at: datetime
     expires_at: datetime
     resolved_at: datetime | None
+    request_sha256: str | None
+    reply: str | None
+    """What was kept of the answer when it was captured."""
 
 
 class UnknownHold(LookupError):
@@ -142,13 +151,16 @@ class Ledger(Protocol):
         """Reserve units in one conditional UPDATE.
 
         Raises `InsufficientQuota` when the account cannot cover them, `InvalidKey` when the key was
-        revoked or the account disabled meanwhile, and `IdempotencyKeyReused` when an open or
+        revoked or the account disabled meanwhile, `RateLimitExceeded` or `BudgetExceeded` when a
+        limit of the key or the account is reached, and `IdempotencyKeyReused` when an open or
         captured hold of the account has the same idempotency key: `find_hold` tells which.
         """
         ...
 
-    async def capture(self, hold_id: str, units: int) -> Resolution:
+    async def capture(self, hold_id: str, units: int, reply: str | None = None) -> Resolution:
         """Charge `units` (0 < units <= held) and give back the rest; idempotent.
+
+        `reply` is kept with the charge, in one SQL transaction, for replays of its idempotency key.
 
         A hold that has expired or was released meanwhile is not charged: the answer's state says
         so, and the caller must then treat the job as failed and hand out no images.
@@ -161,6 +173,10 @@ class Ledger(Protocol):
 
     async def expire_holds(self) -> int:
         """Release every open hold past its expiry; returns how many. Safe with many callers."""
+        ...
+
+    async def forget_replies(self, before: datetime) -> int:
+        """Free the idempotency keys of holds captured before then; returns how many."""
         ...
 
     async def find_hold(self, account_id: str, idempotency_key: str) -> HoldRecord | None:

@@ -37,7 +37,7 @@ def test_a_class_has_a_status_a_type_and_a_plausible_retry(error_class: type[App
     assert 400 <= error_class.status <= 504
     assert re.fullmatch(r"[a-z_]+", error_class.type)
     assert error_class.code is None or re.fullmatch(r"[a-z_]+", error_class.code)
-    if error_class.status < 500 and error_class.status not in {408, 429}:
+    if error_class.status < 500 and error_class.status not in {408, 409, 429}:
         assert not error_class.retryable
     json.dumps([error_class.status, error_class.type, error_class.code, error_class.retryable])
 

@@ -12,7 +12,7 @@ from typing import Protocol
 from serve_app.metering import migrate
 from tests.postgres import Postgres
 
-TABLES = "accounts, api_keys, holds, entries"
+TABLES = "accounts, api_keys, holds, entries, usage_days"
 TEMPLATE = "ledger_template"
 ALEMBIC = "alembic_version"
 OWN = " name NOT LIKE 'alembic%'"
@@ -71,7 +71,7 @@ class Sqlite:
 
     def schema(self) -> list[str]:
         found = self._ask("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND" + OWN)
-        return sorted(" ".join(sql.split()) for sql in found)
+        return sorted(_in_order(" ".join(sql.split())) for sql in found)
 
     def tables(self) -> set[str]:
         return set(self._ask("SELECT name FROM sqlite_master WHERE type = 'table' AND" + OWN))
@@ -92,9 +92,7 @@ class Sqlite:
             yield connection
 
     def clear(self) -> None:
-        self._script(
-            *(f"DELETE FROM {table}" for table in ("entries", "holds", "api_keys", "accounts"))
-        )
+        self._script(*(f"DELETE FROM {table}" for table in reversed(TABLES.split(", "))))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -145,6 +143,19 @@ class PostgresDatabase:
 
     def clear(self) -> None:
         self.execute(f"TRUNCATE {TABLES} RESTART IDENTITY")
+
+
+def _in_order(statement: str) -> str:
+    """The same, columns and constraints sorted: SQLite adds a column after the constraints."""
+    head, bracket, body = statement.partition("(")
+    parts, depth = [""], 0
+    for character in body.rpartition(")")[0]:
+        depth += (character == "(") - (character == ")")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return f"{head}{bracket}{', '.join(sorted(part.strip() for part in parts))})"
 
 
 def copy_of(migrated: Path, path: Path) -> Sqlite:

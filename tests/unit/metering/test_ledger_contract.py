@@ -19,13 +19,13 @@ async def assert_balance(ledger, customer, *, granted=100, captured=0, held=0):
 async def test_a_key_speaks_for_its_account(ledger, alice):
     found = await ledger.authenticate(alice.secret)
     assert found == alice.principal
-    assert (found.account_name, found.scopes, found.rpm) == ("alice", ("images",), None)
+    assert (found.account_name, found.scopes, found.models) == ("alice", ("images",), None)
 
 
-async def test_a_key_keeps_its_scopes_and_limit(ledger, alice):
-    made = await ledger.admin.create_key("alice", scopes=("images", "admin"), rpm=60)
+async def test_a_key_keeps_its_scopes_and_models(ledger, alice):
+    made = await ledger.admin.create_key("alice", scopes=("images", "admin"), models=["a/b", "c"])
     found = await ledger.authenticate(made.secret)
-    assert (found.scopes, found.rpm) == (("images", "admin"), 60)
+    assert (found.scopes, found.models) == (("images", "admin"), ("a/b", "c"))
 
 
 @pytest.mark.parametrize("secret", ["", "sk-unknown", "sk-" + "x" * 600, "\ud800", "a\x00b"])

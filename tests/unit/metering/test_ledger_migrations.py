@@ -13,7 +13,7 @@ from serve_app.metering.database import Database
 from serve_app.metering.sql import SqlLedger
 from serve_app.metering.tables import metadata
 
-TABLES = {"accounts", "api_keys", "holds", "entries"}
+TABLES = {"accounts", "api_keys", "holds", "entries", "usage_days"}
 
 
 def test_the_migrated_schema_is_the_one_that_the_code_assumes(empty):
@@ -132,11 +132,14 @@ def test_an_upgrade_of_postgresql_waits_for_another(empty_postgresql):
     assert migrate.current(database.url) == migrate.head()
 
 
+ACCOUNT = "accounts (id, name, granted, captured, held, created_at) VALUES"
+
+
 @pytest.mark.parametrize(
     ("row", "constraint"),
     [
-        ("accounts VALUES ('a', 'a', 10, 5, 6, '2026-01-01', NULL)", "ck_accounts_available"),
-        ("accounts VALUES ('a', 'a', 10, 0, -1, '2026-01-01', NULL)", "ck_accounts_held"),
+        (f"{ACCOUNT} ('a', 'a', 10, 5, 6, '2026-01-01')", "ck_accounts_available"),
+        (f"{ACCOUNT} ('a', 'a', 10, 0, -1, '2026-01-01')", "ck_accounts_held"),
         (
             "entries (account_id, kind, units, created_at, memo)"
             " VALUES ('a', 'grant', -1, '2026-01-01', '')",
