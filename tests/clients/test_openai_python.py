@@ -76,7 +76,7 @@ def test_four_images_are_four_different_pictures_for_four_times_the_units(
 
 
 def test_a_seed_repeats_the_picture_and_quality_sets_the_price(client: openai.OpenAI) -> None:
-    def draw(**more: object) -> tuple[str, int]:
+    def draw(**more: object) -> tuple[bytes, int]:
         reply = client.images.generate(
             model=MODEL,
             prompt="a yellow heart",
@@ -86,7 +86,8 @@ def test_a_seed_repeats_the_picture_and_quality_sets_the_price(client: openai.Op
         )
         assert reply.data is not None
         assert reply.usage is not None
-        return reply.data[0].b64_json or "", reply.usage.output_tokens
+        pixels = picture(base64.b64decode(reply.data[0].b64_json or "")).tobytes()
+        return pixels, reply.usage.output_tokens  # not the file: it names its own request
 
     first = draw(extra_body={"seed": 7})
     assert draw(extra_body={"seed": 7}) == first
