@@ -5,6 +5,7 @@ Serve's default policy as it comes, under the same with every setting of a grid,
 table, JSON. `p95_ratio` and `gpu_seconds_ratio` are Serve's default / ours. `tuned_*` compare with
 the best p95 of the grid among those that cost no more than ours: found with the traces at hand,
 which nobody has who sets a server up. `dense` is the same trace in a third of the time.
+`--slow-start` instead compares settings of ours where replicas are pods that take long to start.
 """
 
 import argparse
@@ -41,6 +42,16 @@ SLO_S = {True: 15.0, False: 2.0}  # of a large image, of a thumbnail
 DENSE = 1 / 3  # of the trace's length: events come before Serve's default has scaled down
 QUICK_GRID = ((1, 0, 30), (2, 0, 30), (2, 0, 60))
 TRACES = 2
+SLOW_START_S = 75.0  # a pod on a node that is there: its start, the weights, warm-up
+SLOW_REPLICAS = {"min_replicas": 1, "max_replicas": 4}  # those of configs/cluster.yaml
+SLOW_GRID: tuple[dict[str, float], ...] = (
+    {"target_queue_s": 4, "hold_s": 300},
+    {"target_queue_s": 4, "hold_s": 60},
+    {"target_queue_s": 15, "hold_s": 300},
+    {"target_queue_s": 30, "hold_s": 300},
+    {"target_queue_s": 15, "hold_s": 300, "demand_window_s": 60},
+)
+"""The first is what configs/cluster.yaml sets."""
 
 Figures = dict[str, str | float | int]
 
@@ -49,7 +60,11 @@ def main() -> None:
     """Simulate, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one trace, a small grid: under 60 s")
+    parser.add_argument("--slow-start", action="store_true", help="settings for slow starts only")
     options = parser.parse_args()
+    if options.slow_start:
+        _compare_slow_starts()
+        return
     seeds = 1 if options.quick else TRACES
     traces = [mixed(seed) for seed in range(seeds)]
     most = MAX_ONGOING[0]
@@ -72,6 +87,27 @@ def main() -> None:
     _report.finish("autoscaling", rows, summary, notes=_notes(traces))
 
 
+def _compare_slow_starts() -> None:
+    traces = [mixed(0)]
+    rows = [
+        _run(
+            ", ".join(f"{name} {value:g}" for name, value in kwargs.items()),
+            traces,
+            MAX_ONGOING[0],
+            kwargs,
+            {**SLOW_REPLICAS, **OURS},
+            SLOW_START_S,
+        )
+        for kwargs in SLOW_GRID
+    ]
+    chosen, others = rows[0], rows[1:]
+    summary = {
+        "best_other_p95_ratio": min(float(row["p95 s"]) for row in others) / float(chosen["p95 s"])
+    }
+    note = f"replicas start in {SLOW_START_S:.0f} s, 1 to {SLOW_REPLICAS['max_replicas']} of them"
+    _report.finish("autoscaling-slow-start", rows, summary, notes=[note])
+
+
 def _pair(traces: Sequence[Sequence[Arrival]], most: int, prefix: str) -> list[Figures]:
     """Serve's default and ours."""
     default = {**REPLICAS, **DEFAULT}
@@ -87,9 +123,10 @@ def _run(
     most: int,
     kwargs: dict[str, float] | None,
     config: dict[str, Any],
+    start_s: float = START_S,
 ) -> Figures:
     """All traces under one policy; without `kwargs` it is Serve's own."""
-    fleet = Fleet(SimulatedCost("h200", 256), START_S, most)
+    fleet = Fleet(SimulatedCost("h200", 256), start_s, most)
     outcomes: list[Outcome] = []
     for trace in traces:
         policy: Policy = replica_queue_length_autoscaling_policy

@@ -15,6 +15,7 @@ from ray.serve.schema import ServeDeploySchema
 from serve_app import __version__
 from serve_app.checkconfig import check_config_file
 from serve_app.config import AppConfig
+from serve_app.deployments.autoscaling import POLICY_PATH
 from serve_app.graph import SHUTDOWN_MARGIN_S
 from tests.kubernetes.cluster_kit import (
     CLUSTER,
@@ -60,6 +61,24 @@ def test_the_serve_config_is_valid_for_ray_and_for_us(tmp_path: Path) -> None:
 
 def test_the_serve_config_equals_the_config_file() -> None:
     assert serve_config(load()) == yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+
+
+def scaling_problems(objects: Objects) -> list[str]:
+    """How the model's replicas would follow something else than the work that waits, or late."""
+    scaling = deployment(objects, "FluxModel")["autoscaling_config"]
+    delays = [scaling.get(name) for name in ("upscale_delay_s", "downscale_delay_s")]
+    interval_s, look_back_s = scaling.get("metrics_interval_s"), scaling.get("look_back_period_s")
+    rules = {
+        "the model does not scale by its backlog": (
+            scaling.get("policy", {}).get("policy_function") != POLICY_PATH
+        ),
+        "Serve delays the policy": delays != [0, 0],
+        "the policy hears of work late": interval_s != 0.5 or look_back_s != 1,
+        "jobs stay behind in busy replicas": (
+            deployment(objects, "FluxModel").get("max_ongoing_requests") != 16
+        ),
+    }
+    return [problem for problem, found in rules.items() if found]
 
 
 def agreement_problems(objects: Objects) -> list[str]:
@@ -251,6 +270,20 @@ def with_serve(old: str, new: str) -> Objects:
 )
 def test_parts_that_disagree_are_found(objects: Objects, complaint: str) -> None:
     assert any(complaint in problem for problem in agreement_problems(objects))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        (":ComputeBacklogPolicy", ":decide", "by its backlog"),
+        ("upscale_delay_s: 0 ", "upscale_delay_s: 30 ", "delays"),
+        ("metrics_interval_s: 0.5", "metrics_interval_s: 10", "late"),
+        ("max_ongoing_requests: 16", "max_ongoing_requests: 64", "stay behind"),
+    ],
+)
+def test_models_follow_the_work_that_waits(old: str, new: str, complaint: str) -> None:
+    assert scaling_problems(load()) == []
+    assert any(complaint in problem for problem in scaling_problems(with_serve(old, new)))
 
 
 def hardening_problems(objects: Objects) -> list[str]:
