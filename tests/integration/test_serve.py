@@ -58,7 +58,10 @@ def test_a_schnell_shaped_folder_is_served_under_its_name(main: App) -> None:
 
 
 def test_its_replica_holds_exactly_the_gpu_it_was_given(main: App) -> None:
-    assert ray.cluster_resources()["GPU"] - ray.available_resources()["GPU"] == 1
+    def held() -> float:
+        return float(ray.cluster_resources()["GPU"] - ray.available_resources().get("GPU", 0))
+
+    eventually(lambda: held() == 1, "the replicas of other tests have given back theirs")
 
 
 def test_many_clients_at_once_each_get_their_own_picture_and_pay_for_it(main: App) -> None:
@@ -194,7 +197,7 @@ def test_control_headers_from_outside_have_no_effect(main: App) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "OPTIONS", "PATCH"])
 def test_every_unknown_path_answers_in_openais_shape(main: App, method: str) -> None:
-    for path in ("/", "/v1", "/v1/nothing", "/v1/images/generations/", "/%2e%2e/etc/passwd"):
+    for path in ("/v1", "/v1/nothing", "/v1/images/generations/", "/%2e%2e/etc/passwd"):
         reply = httpx.request(method, f"{main.url}{path}")
         assert reply.status_code == 404
         assert error_of(reply)["code"] == "unknown_url"
