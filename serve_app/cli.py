@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from serve_app import __version__
-from serve_app.commands import accounts, images, keys, ledger
+from serve_app.commands import accounts, books, images, keys, ledger
 from serve_app.commands.loadtest import loadtest
 from serve_app.commands.support import CommandGroup
 
@@ -23,8 +23,13 @@ app = typer.Typer(
 )
 app.add_typer(accounts.app, name="accounts")
 app.add_typer(keys.app, name="keys")
-app.command(epilog="Example: flux-serve grant alice 100_000_000 --memo 'invoice 17'")(ledger.grant)
+app.command(epilog="Example: flux-serve grant alice 100_000_000 --reason 'invoice 17'")(
+    ledger.grant
+)
 app.command(epilog="Example: flux-serve audit -c configs/local.yaml")(ledger.audit)
+app.command(epilog="Example: flux-serve usage --from 2027-01-01 --by day,model --csv")(books.usage)
+app.add_typer(books.entries_app, name="entries")
+app.add_typer(books.acts_app, name="acts")
 app.add_typer(ledger.db, name="db")
 app.add_typer(images.app, name="images")
 app.command(epilog="Example: flux-serve loadtest --target http://127.0.0.1:8000 --slo p95=2s")(

@@ -19,6 +19,8 @@ package.
     │   ├── ModelNotAllowed       403 model_not_allowed
     │   ├── ModelNotFound         404 model_not_found
     │   ├── ImageNotFound         404 image_not_found
+    │   ├── AccountNotFound       404 account_not_found
+    │   ├── KeyNotFound           404 key_not_found
     │   ├── UnknownRoute          404 unknown_url
     │   ├── MethodNotAllowed      405 method_not_allowed
     │   ├── BodyTimeout           408 request_timeout
@@ -155,6 +157,20 @@ class ModelNotFound(RequestError):
 class ImageNotFound(RequestError):
     status = 404
     code = "image_not_found"
+
+
+class AccountNotFound(RequestError):
+    """An operator named an account that the ledger does not have."""
+
+    status = 404
+    code = "account_not_found"
+
+
+class KeyNotFound(RequestError):
+    """An operator named an API key that the ledger does not have."""
+
+    status = 404
+    code = "key_not_found"
 
 
 class UnknownRoute(RequestError):

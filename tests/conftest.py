@@ -65,7 +65,7 @@ class Served:
         """The key of a fresh account with so many compute units."""
         self.flux_serve("accounts", "create", name)
         if units:
-            self.flux_serve("grant", name, str(units))
+            self.flux_serve("grant", name, str(units), "--reason", "for a test")
         secret: str = self.flux_serve("keys", "create", name)["secret"]
         return secret
 

@@ -10,7 +10,18 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from serve_app.adminschema import ModelStatus, ReplicaStatus
+from serve_app.adminschema import (
+    AccountObject,
+    ActObject,
+    AllowanceObject,
+    AuditResponse,
+    EntryObject,
+    KeyObject,
+    ModelStatus,
+    ReplicaStatus,
+    StandingObject,
+    UsageObject,
+)
 from serve_app.checkconfig import check_config_file
 from serve_app.cli import app as cli
 from serve_app.errors import all_error_classes
@@ -141,6 +152,26 @@ def test_every_error_is_documented() -> None:
                 *(f"replicas.{field}" for field in ReplicaStatus.model_fields),
             },
         ),
+        (
+            "## Usage",
+            {
+                "by",
+                "account",
+                "format",
+                *UsageObject.model_fields,
+                *(StandingObject.model_fields.keys() - {"day", "month"}),
+                *(
+                    f"{name}.{field}"
+                    for name in ("day", "month")
+                    for field in AllowanceObject.model_fields
+                ),
+            },
+        ),
+        ("### Accounts", set(AccountObject.model_fields)),
+        ("### API keys", set(KeyObject.model_fields)),
+        ("### Entries", set(EntryObject.model_fields)),
+        ("### Acts", set(ActObject.model_fields)),
+        ("### Audit", set(AuditResponse.model_fields)),
         ("## Models", {"aliases", *(f"capabilities.{f}" for f in ModelCapabilities.model_fields)}),
     ],
 )

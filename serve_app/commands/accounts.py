@@ -1,4 +1,4 @@
-"""`flux-serve accounts`: create, list, show, disable and enable.
+"""`flux-serve accounts`: create, list, show, disable, enable and budget.
 
 Data flow: arguments -> `LedgerAdmin` -> a table or JSON. Must not import sqlalchemy at module
 level.
@@ -12,7 +12,9 @@ from serve_app.commands.support import (
     CommandGroup,
     ConfigOption,
     JsonOption,
+    ReasonOption,
     UrlOption,
+    everything,
     print_json,
     print_table,
     with_admin,
@@ -29,14 +31,14 @@ AccountArgument = Annotated[str, typer.Argument(metavar="ACCOUNT", help="Its id 
 @app.command(epilog="Example: flux-serve accounts create alice")
 def create(
     name: Annotated[str, typer.Argument(help="A name of its own, for people.")],
+    reason: ReasonOption = "",
     config: ConfigOption = None,
     ledger_url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make an account. It has no compute units until you `grant` some."""
-    print_accounts(
-        [with_admin(config, ledger_url, lambda admin: admin.create_account(name))], as_json
-    )
+    made = with_admin(config, ledger_url, lambda admin: admin.create_account(name), reason)
+    print_accounts([made], as_json)
 
 
 @app.command("list", epilog="Example: flux-serve accounts list --json")
@@ -44,7 +46,7 @@ def list_(
     config: ConfigOption = None, ledger_url: UrlOption = None, as_json: JsonOption = False
 ) -> None:
     """List accounts, oldest first."""
-    found = with_admin(config, ledger_url, lambda admin: admin.list_accounts())
+    found = with_admin(config, ledger_url, lambda admin: everything(admin.list_accounts))
     if as_json:
         print_json([account_json(account) for account in found])
     else:
@@ -67,13 +69,14 @@ def show(
 @app.command(epilog="Example: flux-serve accounts disable alice")
 def disable(
     account: AccountArgument,
+    reason: ReasonOption = "",
     config: ConfigOption = None,
     ledger_url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Refuse all keys of an account from now on; what is running may finish."""
     changed = with_admin(
-        config, ledger_url, lambda admin: admin.set_disabled(account, disabled=True)
+        config, ledger_url, lambda admin: admin.set_disabled(account, disabled=True), reason
     )
     print_accounts([changed], as_json)
 
@@ -81,13 +84,36 @@ def disable(
 @app.command(epilog="Example: flux-serve accounts enable alice")
 def enable(
     account: AccountArgument,
+    reason: ReasonOption = "",
     config: ConfigOption = None,
     ledger_url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Take a disabled account's keys again."""
     changed = with_admin(
-        config, ledger_url, lambda admin: admin.set_disabled(account, disabled=False)
+        config, ledger_url, lambda admin: admin.set_disabled(account, disabled=False), reason
+    )
+    print_accounts([changed], as_json)
+
+
+@app.command(epilog="Example: flux-serve accounts budget alice --day 5_000_000 --month 90_000_000")
+def budget(
+    account: AccountArgument,
+    day: Annotated[
+        int | None, typer.Option(metavar="UNITS", help="Most in a day of UTC. Default: no limit.")
+    ] = None,
+    month: Annotated[
+        int | None,
+        typer.Option(metavar="UNITS", help="Most in a month of UTC. Default: no limit."),
+    ] = None,
+    reason: ReasonOption = "",
+    config: ConfigOption = None,
+    ledger_url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Set both budgets of an account: what you leave out is lifted."""
+    changed = with_admin(
+        config, ledger_url, lambda admin: admin.set_budgets(account, day, month), reason
     )
     print_accounts([changed], as_json)
 
@@ -98,7 +124,17 @@ def print_accounts(found: list["Account"], as_json: bool) -> None:
         print_json(account_json(found[0]))
         return
     print_table(
-        ("ID", "NAME", "GRANTED", "CAPTURED", "HELD", "AVAILABLE", "DISABLED"),
+        (
+            "ID",
+            "NAME",
+            "GRANTED",
+            "CAPTURED",
+            "HELD",
+            "AVAILABLE",
+            "A DAY",
+            "A MONTH",
+            "DISABLED",
+        ),
         [
             (
                 account.balance.id,
@@ -107,6 +143,8 @@ def print_accounts(found: list["Account"], as_json: bool) -> None:
                 account.balance.captured,
                 account.balance.held,
                 account.balance.available,
+                account.day_budget,
+                account.month_budget,
                 account.disabled_at,
             )
             for account in found
@@ -115,7 +153,7 @@ def print_accounts(found: list["Account"], as_json: bool) -> None:
 
 
 def account_json(account: "Account") -> dict[str, Any]:
-    """The shape of `GET /v1/account`, and when the account was made and disabled."""
+    """The shape of `GET /admin/v1/accounts/{account}`."""
     balance = account.balance
     return {
         "id": balance.id,
@@ -124,6 +162,8 @@ def account_json(account: "Account") -> dict[str, Any]:
         "captured": balance.captured,
         "held": balance.held,
         "available": balance.available,
+        "day_budget": account.day_budget,
+        "month_budget": account.month_budget,
         "created_at": account.created_at,
         "disabled_at": account.disabled_at,
     }

@@ -27,13 +27,18 @@ db = typer.Typer(cls=CommandGroup, no_args_is_help=True, help="The ledger's data
 def grant(
     account: AccountArgument,
     units: Annotated[int, typer.Argument(help="Compute units, 1 or more; 1_000_000 is fine.")],
-    memo: Annotated[str, typer.Option(help="Why, for the books.")] = "",
+    reason: Annotated[
+        str,
+        typer.Option(
+            "--reason", "--memo", metavar="TEXT", help="Why, for the books and the log of acts."
+        ),
+    ],
     config: ConfigOption = None,
     ledger_url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Give an account compute units. One 1024x1024 image at reference steps costs 1,048,576."""
-    granted = with_admin(config, ledger_url, lambda admin: admin.grant(account, units, memo))
+    granted = with_admin(config, ledger_url, lambda admin: admin.grant(account, units), reason)
     print_accounts([granted], as_json)
 
 

@@ -5,10 +5,12 @@ or JSON. Must not import ray, torch or sqlalchemy at module level: `--help` has 
 """
 
 import asyncio
+import getpass
 import json
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, is_dataclass
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -44,6 +46,9 @@ UrlOption = Annotated[
         "environment, which keeps passwords out of the process list.",
         show_default=False,
     ),
+]
+ReasonOption = Annotated[
+    str, typer.Option("--reason", metavar="TEXT", help="Why, for the log of acts.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -85,21 +90,48 @@ def ledger_config(config: Path | None, url: str | None) -> LedgerConfig:
 
 
 def with_admin(
-    config: Path | None, url: str | None, act: Callable[["LedgerAdmin"], Awaitable[Result]]
+    config: Path | None,
+    url: str | None,
+    act: Callable[["LedgerAdmin"], Awaitable[Result]],
+    reason: str = "",
 ) -> Result:
-    """Open the ledger, do one thing, close it."""
+    """Open the ledger, do one thing in the name of the person at the shell, close it."""
+    from serve_app.metering.records import Author
     from serve_app.metering.sql import SqlLedger
 
     settings = ledger_config(config, url)
+    author = Author(f"cli:{user()}", reason)
 
     async def run() -> Result:
         ledger = await SqlLedger.open(settings)
         try:
-            return await act(ledger.admin)
+            return await act(ledger.admin.by(author))
         finally:
             await ledger.close()
 
     return asyncio.run(run())
+
+
+def user() -> str:
+    """The operating system's name of who runs this, or the number where it has none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's arbitrary user id
+        return str(os.getuid())
+
+
+async def everything(
+    fetch: Callable[[int, str | None], Awaitable[Sequence[Any]]], most: int | None = None
+) -> list[Any]:
+    """All rows of a listing, or the first `most` of them."""
+    from serve_app.metering.listings import walk
+
+    found: list[Any] = []
+    async for page in walk(fetch):
+        found += page
+        if most is not None and len(found) >= most:
+            return found[:most]
+    return found
 
 
 def print_json(value: Any) -> None:
@@ -115,7 +147,7 @@ def plain(value: Any) -> Any:
         return {name: plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [plain(part) for part in value]
-    return value.isoformat() if isinstance(value, datetime) else value
+    return value.isoformat() if isinstance(value, date) else value  # a datetime is a date
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -12,12 +12,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from serve_app.adminschema import ModelStatus, ReplicaStatus, StatusResponse
-from serve_app.ingress.auth import authenticate
-from serve_app.metering.admin import LedgerAdmin
-from serve_app.metering.keys import SCOPE_ADMIN
+from serve_app.ingress.adminverbs import AdminVerbs
+from serve_app.ingress.books import Books
+from serve_app.ingress.operators import Operators
 from serve_app.metering.records import OpenWork
-from serve_app.metering.types import Principal
-from serve_app.service import ImageService
 
 Fleet = Callable[[], Awaitable[Mapping[str, ReplicaStatus]]]
 """Replicas of each model by its id; raises `Unavailable` when nobody can tell."""
@@ -25,21 +23,17 @@ IDLE = OpenWork(0, 0, 0)
 
 
 @dataclass
-class AdminApi:
-    """What the operator's handlers share."""
+class AdminApi(Operators):
+    """The status of the fleet; the verbs and the books are of the modules beside this one."""
 
-    service: ImageService
-    ledger_admin: LedgerAdmin
     fleet: Fleet
 
     def routes(self) -> list[Route]:
-        return [Route("/admin/v1/status", self.status, methods=["GET"])]
-
-    async def _operator(self, request: Request) -> Principal:
-        development = self.service.config.development is not None
-        return await authenticate(
-            request, self.service.ledger, development=development, scope=SCOPE_ADMIN
-        )
+        return [
+            Route("/admin/v1/status", self.status, methods=["GET"]),
+            *AdminVerbs(self.service, self.ledger_admin).routes(),
+            *Books(self.service, self.ledger_admin).routes(),
+        ]
 
     async def status(self, request: Request) -> Response:
         """Replicas and open work of every model.
@@ -47,7 +41,7 @@ class AdminApi:
         The work is read first: an answer must not name replicas and then show what they have since
         finished as waiting.
         """
-        await self._operator(request)
+        await self.principal(request)
         work = await self.ledger_admin.open_work()
         replicas = await self.fleet()
         answer = StatusResponse(

@@ -3,6 +3,7 @@
 Data flow: wire models + the table of operations below -> OpenAPI 3.1. Imports wire models only.
 """
 
+import re
 from functools import cache
 from typing import Any
 
@@ -10,8 +11,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from serve_app import __version__
-from serve_app.adminschema import StatusResponse
 from serve_app.eventschema import CompletedEvent, PartialImageEvent, ProgressEvent, QueuedEvent
+from serve_app.ingress.adminoperations import ADMIN_OPERATIONS, Operation
 from serve_app.schema import (
     AccountResponse,
     ErrorBody,
@@ -55,13 +56,14 @@ _KEYED = (401, 403, *_COMMON)
 _POSTED = (400, 402, 404, 408, 413, 415, 504, *_KEYED)
 
 # method, path, summary, request body, reply, errors, needs a key
-_OPERATIONS: tuple[
-    tuple[str, str, str, type[BaseModel] | None, type[BaseModel] | None, tuple[int, ...], bool],
-    ...,
-] = (
-    ("post", "/v1/images/generations", "Draw images", ImageRequest, ImagesResponse, _POSTED, True),
-    ("post", "/v1/images/quote", "Price a request", ImageRequest, QuoteResponse, _POSTED, True),
-    (
+_OPERATIONS = (
+    Operation(
+        "post", "/v1/images/generations", "Draw images", ImageRequest, ImagesResponse, _POSTED, True
+    ),
+    Operation(
+        "post", "/v1/images/quote", "Price a request", ImageRequest, QuoteResponse, _POSTED, True
+    ),
+    Operation(
         "get",
         "/v1/images/{image_id}/content",
         "An image, by signed URL",
@@ -70,9 +72,11 @@ _OPERATIONS: tuple[
         (403, 404, 410, *_COMMON),
         False,
     ),
-    ("get", "/v1/account", "Balance in compute units", None, AccountResponse, _KEYED, True),
-    ("get", "/v1/models", "List models", None, ModelList, _KEYED, True),
-    (
+    Operation(
+        "get", "/v1/account", "Balance in compute units", None, AccountResponse, _KEYED, True
+    ),
+    Operation("get", "/v1/models", "List models", None, ModelList, _KEYED, True),
+    Operation(
         "get",
         "/v1/models/{model_id}",
         "One model and what it accepts",
@@ -81,38 +85,38 @@ _OPERATIONS: tuple[
         (404, *_KEYED),
         True,
     ),
-    ("get", "/admin/v1/status", "Replicas and open work", None, StatusResponse, _KEYED, True),
-    ("get", "/health", "Liveness", None, HealthResponse, _COMMON, False),
-    ("get", "/ready", "Readiness", None, HealthResponse, _COMMON, False),
+    Operation("get", "/health", "Liveness", None, HealthResponse, _COMMON, False),
+    Operation("get", "/ready", "Readiness", None, HealthResponse, _COMMON, False),
+    *ADMIN_OPERATIONS,
 )
 
 
 @cache
 def openapi_document(server_url: str) -> dict[str, Any]:
     """The whole document, as plain JSON types."""
-    requests: tuple[type[BaseModel], ...] = (ImageRequest,)
-    replies = {reply for *_, reply, _, _ in _OPERATIONS if reply is not None} | set(_EVENTS)
+    requests = {one.body for one in _OPERATIONS if one.body is not None}
+    replies = {one.reply for one in _OPERATIONS if one.reply is not None} | set(_EVENTS)
     _, definitions = models_json_schema(
         [
-            *((model, "validation") for model in requests),
+            *((model, "validation") for model in sorted(requests, key=lambda m: m.__name__)),
             *((model, "serialization") for model in sorted(replies, key=lambda m: m.__name__)),
         ],
         by_alias=False,
         ref_template=_REF,
     )
     paths: dict[str, Any] = {}
-    for method, path, summary, body, reply, errors, keyed in _OPERATIONS:
+    for one in _OPERATIONS:
         operation: dict[str, Any] = {
-            "summary": summary,
-            "operationId": summary.lower().replace(" ", "_").replace(",", ""),
-            "responses": _responses(reply, errors),
-            "security": [{"bearer": []}] if keyed else [],
+            "summary": one.summary,
+            "operationId": one.summary.lower().replace(" ", "_").replace(",", ""),
+            "responses": _responses(one),
+            "security": [{"bearer": []}] if one.keyed else [],
         }
-        if parameters := _parameters(path):
+        if parameters := _parameters(one):
             operation["parameters"] = parameters
-        if body is not None:
-            operation["requestBody"] = {"required": True, "content": _content(body)}
-        paths.setdefault(path, {})[method] = operation
+        if one.body is not None:
+            operation["requestBody"] = {"required": True, "content": _content(one.body)}
+        paths.setdefault(one.path, {})[one.method] = operation
     return {
         "openapi": "3.1.0",
         "info": {
@@ -133,7 +137,8 @@ def _content(model: type[BaseModel]) -> dict[str, Any]:
     return {"application/json": {"schema": {"$ref": _REF.format(model=model.__name__)}}}
 
 
-def _responses(reply: type[BaseModel] | None, errors: tuple[int, ...]) -> dict[str, Any]:
+def _responses(operation: Operation) -> dict[str, Any]:
+    reply = operation.reply
     images = {
         f"image/{kind}": {"schema": {"type": "string", "format": "binary"}}
         for kind in ("png", "jpeg", "webp")
@@ -142,21 +147,28 @@ def _responses(reply: type[BaseModel] | None, errors: tuple[int, ...]) -> dict[s
     if reply is ImagesResponse:
         events = [{"$ref": _REF.format(model=event.__name__)} for event in _EVENTS]
         content = {**content, "text/event-stream": {"schema": {"oneOf": events}}}
+    if operation.csv:
+        content = {**content, "text/csv": {"schema": {"type": "string"}}}
     success = "Success." if reply is not ImagesResponse else _STREAMED
-    found: dict[str, Any] = {"200": {"description": success, "content": content}}
-    for status in sorted(set(errors)):
+    found: dict[str, Any] = {str(operation.status): {"description": success, "content": content}}
+    for status in sorted(set(operation.errors)):
         found[str(status)] = {"description": _ERRORS[status], "content": _content(ErrorBody)}
     return found
 
 
-def _parameters(path: str) -> list[dict[str, Any]]:
-    def parameter(name: str, where: str, kind: str) -> dict[str, Any]:
-        return {"name": name, "in": where, "required": True, "schema": {"type": kind}}
-
-    if "{image_id}" in path:
-        return [
-            parameter("image_id", "path", "string"),
-            parameter("exp", "query", "integer"),
-            parameter("sig", "query", "string"),
-        ]
-    return [parameter("model_id", "path", "string")] if "{model_id}" in path else []
+def _parameters(operation: Operation) -> list[dict[str, Any]]:
+    named = [(name, "string") for name in re.findall(r"{(\w+)}", operation.path)]
+    found: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": kind}}
+        for name, kind in named
+    ]
+    if "{image_id}" in operation.path:
+        for name, kind in (("exp", "integer"), ("sig", "string")):
+            found.append({"name": name, "in": "query", "required": True, "schema": {"type": kind}})
+    if operation.query is not None:
+        for name, schema in operation.query.model_json_schema()["properties"].items():
+            description = schema.pop("description")
+            found.append(
+                {"name": name, "in": "query", "description": description, "schema": schema}
+            )
+    return found

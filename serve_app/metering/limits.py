@@ -58,6 +58,11 @@ def admit(rate_at_ns: int | None, now_ns: int, rpm: int) -> Verdict:
     )
 
 
+def peek(rate_at_ns: int | None, now_ns: int, rpm: int) -> int:
+    """Requests that would be admitted right now, without making one."""
+    return (WINDOW_NS - max(0, (rate_at_ns or 0) - now_ns)) // (WINDOW_NS // rpm)
+
+
 def nanoseconds(at: datetime) -> int:
     """Since 1970, exactly."""
     return (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000

@@ -3,10 +3,22 @@
 Data flow: `admin` and `audit` -> these -> `cli` and the admin routes show them.
 """
 
+import base64
+import json
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
+from typing import Any
 
 from serve_app.metering.types import Balance
+
+
+@dataclass(frozen=True)
+class Author:
+    """Who acts, and why; goes into the log of acts."""
+
+    actor: str
+    """`api:ACCOUNT/KEY`, `cli:USER` or `system`."""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,10 @@ class Account:
     """Most units captured and held in a day of UTC; None is no limit."""
     month_budget: int | None
 
+    @property
+    def cursor(self) -> str:
+        return self.balance.id
+
 
 @dataclass(frozen=True)
 class ApiKey:
@@ -49,6 +65,10 @@ class ApiKey:
     images_max: int | None
     """Images in the making at once."""
 
+    @property
+    def cursor(self) -> str:
+        return self.id
+
 
 @dataclass(frozen=True)
 class NewKey:
@@ -56,6 +76,90 @@ class NewKey:
 
     key: ApiKey
     secret: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the books: a grant, or a capture (negative)."""
+
+    id: int
+    account_id: str
+    kind: str
+    units: int
+    hold_id: str | None
+    created_at: datetime
+    memo: str
+
+    @property
+    def cursor(self) -> str:
+        return str(self.id)
+
+
+@dataclass(frozen=True)
+class Act:
+    """One thing that an operator did."""
+
+    id: int
+    at: datetime
+    actor: str
+    verb: str
+    subject: str
+    """Id of the account or key that it was done to."""
+    reason: str
+    detail: dict[str, Any]
+
+    @property
+    def cursor(self) -> str:
+        return str(self.id)
+
+
+@dataclass(frozen=True)
+class UsageRow:
+    """What was captured, summed up; None where the sum goes over all."""
+
+    day: date | None
+    account_id: str | None
+    key_id: str | None
+    model: str | None
+    jobs: int
+    images: int
+    units: int
+
+    @property
+    def cursor(self) -> str:
+        """What tells this row from others of its listing, opaque to clients."""
+        day = None if self.day is None else self.day.isoformat()
+        group = [one for one in (day, self.account_id, self.key_id, self.model) if one is not None]
+        return base64.urlsafe_b64encode(json.dumps(group).encode()).decode().rstrip("=")
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """A budget of an account: what of it is taken, and when it begins anew."""
+
+    budget: int | None
+    """Compute units; None is no limit."""
+    used: int
+    """Captured since its beginning, and all that is held now."""
+    resets_at: datetime
+
+    @property
+    def left(self) -> int | None:
+        return None if self.budget is None else max(0, self.budget - self.used)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What an account and one of its keys may still do."""
+
+    day: Allowance
+    month: Allowance
+    rpm: int | None
+    requests_left: int | None
+    """That would be admitted right now; None without a limit."""
+    images_max: int | None
+    images_open: int
+    """Images in the making with this key."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from serve_app.metering.commit import GroupCommit
 from serve_app.metering.database import Database, is_outage
 from serve_app.metering.quota import invalid_key, no_quota
 from serve_app.metering.types import (
+    UNITS_MAX,
     Balance,
     Hold,
     HoldRecord,
@@ -102,7 +103,7 @@ class SqlLedger:
     async def hold(self, request: HoldRequest) -> Hold:
         """Reserve units, or say why not. `ValueError`: the caller did not bound its request."""
         request.require_bounds()
-        if request.units > sql.UNITS_MAX:
+        if request.units > UNITS_MAX:
             raise no_quota()  # no account can have so many, nor a BIGINT hold them
         future: asyncio.Future[Hold] = self._queue.submit(Reserve(request))
         try:

@@ -28,12 +28,7 @@ from serve_app.metering.tables import (
     holds,
     usage_days,
 )
-
-UNITS_MAX = 2**53 - 1
-"""Most units that an account may be granted or a job cost: JSON readers count no further exactly.
-
-Far below a BIGINT, so that no sum inside the database can overflow.
-"""
+from serve_app.metering.types import UNITS_MAX as UNITS_MAX  # its users say sql.UNITS_MAX
 
 REQUEST_COLUMNS = (
     "account_id",

@@ -1,4 +1,4 @@
-"""The ledger's five tables, as SQLAlchemy Core. `migrations/` makes them; a test holds both equal.
+"""The ledger's six tables, as SQLAlchemy Core. `migrations/` makes them; a test holds both equal.
 
 Data flow: `sql`, `admin` and `audit` build their statements from these. Uses nothing that
 PostgreSQL or SQLite lacks. The CHECK constraints repeat what the statements guarantee, so that no
@@ -25,7 +25,11 @@ from sqlalchemy import (
     text,
 )
 
-from serve_app.metering.types import IDEMPOTENCY_KEY_CHARS_MAX, TEXT_CHARS_MAX
+from serve_app.metering.types import (
+    IDEMPOTENCY_KEY_CHARS_MAX,
+    NAME_CHARS_MAX,
+    TEXT_CHARS_MAX,
+)
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -58,7 +62,6 @@ metadata = MetaData(
 )
 
 ID_CHARS = 40
-NAME_CHARS_MAX = 200
 
 UNRELEASED = text("state IN ('open', 'captured')")
 """Holds that own their idempotency key. Expiry is a release by the clock: it frees the key too."""
@@ -180,8 +183,26 @@ usage_days = Table(
     Column("images", BigInteger, nullable=False),
     Column("units", BigInteger, nullable=False),
     CheckConstraint("units > 0", name="units"),
+    Index("ix_usage_days_day", "day"),
 )
 """Captured units by day of UTC: what budgets and reports would otherwise add up from every hold.
 
 Written in the SQL transaction of the capture, under the lock of the account's row.
+"""
+
+acts = Table(
+    "acts",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("actor", String(TEXT_CHARS_MAX), nullable=False),
+    Column("verb", String(32), nullable=False),
+    Column("subject", String(ID_CHARS), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    Index("ix_acts_subject", "subject"),
+)
+"""What operators did: written in the SQL transaction of the act, never changed, never deleted.
+
+`subject` is the id of an account or a key, `detail` a JSON object: what was set, never a secret.
 """

@@ -15,6 +15,18 @@ IDEMPOTENCY_KEY_CHARS_MAX = 255
 """What other payment APIs take; a UUID has 36."""
 TEXT_CHARS_MAX = 200
 """Longest request id and model name on file."""
+NAME_CHARS_MAX = 200
+REASON_CHARS_MAX = 1000
+"""A sentence or two and the number of an invoice."""
+MODELS_MAX = 100
+"""Models that one key may be bounded to: more than a server has."""
+LIST_MAX = 1000
+"""Rows of one page of a listing."""
+UNITS_MAX = 2**53 - 1
+"""Most units that an account may be granted or a job cost: JSON readers count no further exactly.
+
+Far below a BIGINT, so that no sum inside the database can overflow.
+"""
 
 
 class HoldState(StrEnum):

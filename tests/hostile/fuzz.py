@@ -54,6 +54,7 @@ class Fuzz:
         self.statuses: Counter[int] = Counter()
         self.drawn: list[httpx.Response] = []
         self.http = world.client(None)
+        self.key = world.key
 
     def document(self) -> dict[str, Any]:
         reply = self.runner.run(self.http.get("/openapi.json"))
@@ -80,18 +81,35 @@ class Fuzz:
 
 
 def fuzz(
-    folder: Path, ledger: Path, logs: Logs, path: str, method: str, share: float, part: int = 0
+    folder: Path,
+    ledger: Path,
+    logs: Logs,
+    path: str,
+    method: str,
+    share: float,
+    part: int = 0,
+    *,
+    operator: bool = False,
 ) -> Fuzz:
-    """Play `share` of all cases against one operation, half of them against its schema."""
+    """Play `share` of all cases against one operation, half of them against its schema.
+
+    With `operator` the key is another account's, with the scope `admin`, too.
+    """
     (folder / "ledger.db").write_bytes(ledger.read_bytes())
     with asyncio.Runner() as runner:
         world = runner.run(build_world(folder, GRANTED, {}))
         try:
             played = Fuzz(runner, world, logs)
-            logs.keep_secret(world.key)
+            if operator:
+                played.key = runner.run(make_operator(world))
+            logs.keep_secret(played.key)
             operation = schemathesis.openapi.from_dict(played.document())[path][method]
             for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
-                if mode is GenerationMode.POSITIVE or "content" in path or method == "POST":
+                if (
+                    mode is GenerationMode.POSITIVE
+                    or "content" in path
+                    or method in ("POST", "PUT")
+                ):
                     cases = max(1, int(CASES * share / 2))
                     _test(played, operation, mode, cases, SEED + part)()
             runner.run(assert_charged_for_200s(world, played.drawn))
@@ -100,10 +118,16 @@ def fuzz(
     return played
 
 
+async def make_operator(world: World) -> str:
+    await world.ledger.admin.create_account("operators")
+    made = await world.ledger.admin.create_key("operators", scopes=["images", "admin"])
+    return made.secret
+
+
 def _test(
     played: Fuzz, operation: Any, mode: GenerationMode, cases: int, first: int
 ) -> Callable[[], None]:
-    headers = {"authorization": f"Bearer {played.world.key}"}
+    headers = {"authorization": f"Bearer {played.key}"}
     positive = mode is GenerationMode.POSITIVE
 
     @seed(first)

@@ -1,5 +1,7 @@
 """`flux-serve` as an operator types it."""
 
+import csv
+import getpass
 import json
 import os
 import subprocess
@@ -17,9 +19,14 @@ COMMANDS = [
     ["accounts", "show"],
     ["accounts", "disable"],
     ["accounts", "enable"],
+    ["accounts", "budget"],
     ["keys", "create"],
     ["keys", "list"],
     ["keys", "revoke"],
+    ["keys", "limit"],
+    ["usage"],
+    ["entries", "list"],
+    ["acts", "list"],
     ["grant"],
     ["audit"],
     ["db", "upgrade"],
@@ -79,7 +86,7 @@ def test_every_command_explains_itself_with_an_example(command):
 def test_an_account_goes_from_nothing_to_a_working_key(run):
     created = run_json(run, "accounts", "create", "alice")
     assert created["available"] == 0
-    granted = run_json(run, "grant", "alice", "1_000_000", "--memo", "trial")
+    granted = run_json(run, "grant", "alice", "1_000_000", "--reason", "trial")
     assert (granted["id"], granted["available"]) == (created["id"], 1_000_000)
     key = run_json(run, "keys", "create", "alice", "--expires-at", "2100-01-31")
     assert key["secret"].startswith(key["prefix"])
@@ -103,13 +110,67 @@ def test_a_new_secret_stands_alone_on_stdout_for_scripts(run):
     assert "not shown again" in result.stderr
 
 
+def test_a_grant_without_a_reason_is_refused(run):
+    run("accounts", "create", "alice")
+    assert "--reason" in run("grant", "alice", "10", code=2).output
+    assert run_json(run, "accounts", "show", "alice")["granted"] == 0
+
+
+def test_limits_and_budgets_are_set_whole(run):
+    run("accounts", "create", "alice")
+    key = run_json(run, "keys", "create", "alice", "--rpm", "6", "--models", "a,b", "--models", "c")
+    assert (key["rpm"], key["images_max"], key["models"]) == (6, None, ["a", "b", "c"])
+    limited = run_json(run, "keys", "limit", key["id"], "--images", "3")
+    assert (limited["rpm"], limited["images_max"], limited["models"]) == (None, 3, None)
+    bounded = run_json(run, "accounts", "budget", "alice", "--day", "5_000", "--month", "9_000")
+    assert (bounded["day_budget"], bounded["month_budget"]) == (5000, 9000)
+    lifted = run_json(run, "accounts", "budget", "alice", "--month", "7_000")
+    assert (lifted["day_budget"], lifted["month_budget"]) == (None, 7000)
+
+
+def test_acts_say_who_did_what_and_why(run):
+    run("accounts", "create", "alice", "--reason", "ticket 7")
+    run("grant", "alice", "10", "--reason", "invoice 17")
+    grant, create = run_json(run, "acts", "list")
+    assert (create["verb"], create["reason"]) == ("accounts create", "ticket 7")
+    assert (grant["verb"], grant["reason"], grant["detail"]) == (
+        "grant",
+        "invoice 17",
+        {"units": 10},
+    )
+    assert create["actor"] == grant["actor"] == f"cli:{getpass.getuser()}"
+    assert run_json(run, "acts", "list", "--limit", "1") == [grant]
+    assert run_json(run, "acts", "list", "--subject", "key_x") == []
+    header, newest, _ = run("acts", "list").stdout.splitlines()
+    assert header.split() == ["WHEN", "ACTOR", "VERB", "SUBJECT", "REASON", "DETAIL"]
+    assert "units=10" in newest
+
+
+def test_entries_can_be_opened_in_a_spreadsheet_without_running_anything(run):
+    run("accounts", "create", "alice")
+    run("grant", "alice", "10", "--reason", "=cmd|'/c calc'!A1, \"x\"")
+    header, row = csv.reader(run("entries", "list", "--csv").stdout.splitlines())
+    assert header == ["id", "account_id", "kind", "units", "hold_id", "created_at", "memo"]
+    assert row[6] == "'=cmd|'/c calc'!A1, \"x\""
+    assert (row[2], row[3]) == ("grant", "10")
+
+
+def test_usage_of_a_ledger_that_drew_nothing_is_empty(run):
+    assert run_json(run, "usage") == []
+    (only,) = run("usage", "--csv").stdout.splitlines()
+    assert only == "day,account_id,model,jobs,images,units"
+    header = run("usage", "--by", "model,key").stdout.split()
+    assert header == ["KEY", "MODEL", "JOBS", "IMAGES", "UNITS"]
+
+
 def test_tables_are_readable(run):
     run("accounts", "create", "alice")
-    run("grant", "alice", "1234567")
+    run("grant", "alice", "1234567", "--reason", "trial")
     run("keys", "create", "alice")
     header, row = run("accounts", "list").stdout.splitlines()
-    assert header.split() == ["ID", "NAME", "GRANTED", "CAPTURED", "HELD", "AVAILABLE", "DISABLED"]
-    assert row.split()[1:] == ["alice", "1,234,567", "0", "0", "1,234,567", "-"]
+    columns = ["ID", "NAME", "GRANTED", "CAPTURED", "HELD", "AVAILABLE"]
+    assert header.split() == [*columns, "A", "DAY", "A", "MONTH", "DISABLED"]
+    assert row.split()[1:] == ["alice", "1,234,567", "0", "0", "1,234,567", "-", "-", "-"]
     assert "sk-" in run("keys", "list").stdout
     assert run("audit").stdout.startswith("balanced: 1 accounts")
 
@@ -138,7 +199,7 @@ def test_an_audit_of_broken_books_fails(run, tmp_path):
     import sqlite3
 
     run("accounts", "create", "alice")
-    run("grant", "alice", "10")
+    run("grant", "alice", "10", "--reason", "trial")
     connection = sqlite3.connect(tmp_path / "ledger.db")
     connection.execute("UPDATE accounts SET captured = 3")
     connection.commit()
@@ -154,11 +215,17 @@ def test_an_audit_of_broken_books_fails(run, tmp_path):
     [
         (["accounts", "show", "nobody"], "no account 'nobody'"),
         (["accounts", "create", "alice"], "already an account"),
-        (["grant", "alice", "0"], "from 1 to"),
+        (["grant", "alice", "0", "--reason", "x"], "from 1 to"),
         (["keys", "create", "alice", "--scope", "everything"], "Scopes are"),
         (["keys", "create", "alice", "--expires-at", "soon"], "--expires-at"),
         (["keys", "create", "alice", "--expires-at", "2001-01-01"], "in the future"),
         (["keys", "revoke", "key_x"], "no key 'key_x'"),
+        (["keys", "limit", "key_x"], "no key 'key_x'"),
+        (["keys", "create", "alice", "--models", "a,,b"], "Models are"),
+        (["accounts", "budget", "alice", "--day", "0"], "whole number from 1"),
+        (["usage", "--from", "soon"], "--from"),
+        (["usage", "--by", "hour"], "one or more of day"),
+        (["entries", "list", "--account", "bob"], "no account 'bob'"),
         (["audit", "--config", "x.yaml"], "not both"),
     ],
 )

@@ -96,12 +96,20 @@ async def test_the_replies_are_what_the_document_says(
         ("get", "/health", {}),
         ("get", "/ready", {}),
         ("get", "/admin/v1/status", {}),
+        ("get", "/admin/v1/accounts", {}),
+        ("get", "/admin/v1/accounts/alice", {}),
+        ("get", "/admin/v1/keys", {}),
+        ("get", "/admin/v1/entries", {}),
+        ("get", "/admin/v1/acts", {}),
+        ("get", "/admin/v1/audit", {}),
+        ("get", "/admin/v1/usage", {}),
+        ("get", "/v1/usage", {}),
     ]
     made = await world.ledger.admin.create_key("alice", scopes=["images", "admin"])
     http = world.client(made.secret)
     for method, path, options in operations:
         reply = await http.request(method, path, **options)  # type: ignore[arg-type]
-        listed = path.replace("flux-mini", "{model_id}")
+        listed = path.replace("flux-mini", "{model_id}").replace("alice", "{account}")
         answers = document["paths"][listed][method]["responses"]
         schema = answers["200"]["content"]["application/json"]["schema"]
         validator = Draft202012Validator({**schema, "components": document["components"]})

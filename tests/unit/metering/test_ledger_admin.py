@@ -7,8 +7,8 @@ import pytest
 from ledger_bench import START, TTL_S, make_customer
 
 from serve_app.config import DevelopmentConfig
-from serve_app.errors import ConfigError, InvalidKey, InvalidValue
-from serve_app.metering.statements import UNITS_MAX
+from serve_app.errors import AccountNotFound, ConfigError, InvalidKey, InvalidValue, KeyNotFound
+from serve_app.metering.types import UNITS_MAX
 
 DEVELOPMENT = DevelopmentConfig(key="sk-local-development", granted_units=1000)
 
@@ -48,7 +48,7 @@ async def test_names_are_unique(ledger, alice):
 
 async def test_grants_add_up_and_are_entered(ledger):
     await ledger.admin.create_account("alice")
-    await ledger.admin.grant("alice", 10, memo="first")
+    await ledger.admin.grant("alice", 10)
     granted = await ledger.admin.grant("alice", 5)
     assert granted.balance.granted == 15
     report = await ledger.admin.audit()
@@ -90,7 +90,7 @@ async def test_verbs_on_an_unknown_account_say_so(ledger):
         ledger.admin.list_keys("nobody"),
         ledger.admin.set_disabled("nobody", disabled=True),
     ):
-        with pytest.raises(InvalidValue, match="no account 'nobody'"):
+        with pytest.raises(AccountNotFound, match="no account 'nobody'"):
             await verb
 
 
@@ -133,7 +133,7 @@ async def test_revoking_again_keeps_the_first_time(bench, ledger, alice):
     bench.clock.advance(10)
     assert await ledger.admin.revoke_key(alice.principal.key_id) == first
     assert first.revoked_at == START
-    with pytest.raises(InvalidValue):
+    with pytest.raises(KeyNotFound):
         await ledger.admin.revoke_key("key_unknown")
 
 
