@@ -170,6 +170,11 @@ class StoreConfig(Section):
         description="How often expired images are deleted, by each gateway; also done at start. "
         "null deletes nothing: a lifecycle rule of the bucket may do it.",
     )
+    idempotency_ttl_s: PositiveInt = Field(
+        86_400,
+        description="How long a request with an `Idempotency-Key` is replayed and not drawn again; "
+        "its images are kept so much longer.",
+    )
     timeout_s: PositiveFloat = Field(
         10,
         description="How long storing or reading one image may take before the store counts as "

@@ -26,6 +26,7 @@ package.
     │   ├── BodyTimeout           408 request_timeout
     │   ├── IdempotencyKeyReused  409 idempotency_key_reused
     │   ├── IdempotencyKeyInUse   409 idempotency_key_in_use
+    │   ├── StreamIncomplete      409 stream_incomplete
     │   ├── ImageExpired          410 image_expired
     │   ├── BodyTooLarge          413 body_too_large
     │   ├── UnsupportedMediaType  415 unsupported_media_type
@@ -197,11 +198,18 @@ class IdempotencyKeyReused(RequestError):
 
 
 class IdempotencyKeyInUse(RequestError):
-    """The first request with this key is still running."""
+    """The first request with this key is still running, after a whole deadline."""
 
     status = 409
     code = "idempotency_key_in_use"
     retryable = True
+
+
+class StreamIncomplete(RequestError):
+    """Ends the replay of a stream that ended early; a stream's error, never a status."""
+
+    status = 409
+    code = "stream_incomplete"
 
 
 class ImageExpired(RequestError):

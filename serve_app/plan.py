@@ -6,7 +6,7 @@ or HTTP.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from serve_app.config import ModelConfig
@@ -14,6 +14,7 @@ from serve_app.engine.job import GenerationJob, ModelInfo
 from serve_app.errors import (
     ConfigError,
     InvalidValue,
+    ModelNotAllowed,
     ModelNotFound,
     RequestError,
     UnsupportedValue,
@@ -43,16 +44,29 @@ class Catalogue:
         self.models = models
         self._by_name = {name: model for model in models for name in model.config.names}
 
-    def find(self, name: str | None) -> ServedModel:
-        """The model of an id or alias, the first one when absent, or `ModelNotFound`."""
-        if name is None:
-            return self.models[0]
-        try:
-            return self._by_name[name]
-        except KeyError:
-            known = ", ".join(sorted(self._by_name))
+    def find(self, name: str | None, allowed: Collection[str] | None = None) -> ServedModel:
+        """The model of an id or alias, or when absent the first one among the `allowed` ids.
+
+        Raises `ModelNotFound`, or `ModelNotAllowed` for a model that is not allowed.
+        """
+        may_use = self.among(allowed)
+        if name is None and may_use:
+            return may_use[0]
+        model = self.models[0] if name is None else self._by_name.get(name)
+        if model is None:
+            known = ", ".join(sorted(name for one in may_use for name in one.config.names))
             error = ModelNotFound(f"The model '{name}' does not exist. Available: {known}.")
-            raise error.at("model") from None
+            raise error.at("model")
+        if model not in may_use:
+            text = f"This API key may not use the model '{model.config.id}'."
+            raise ModelNotAllowed(text).at("model")
+        return model
+
+    def among(self, allowed: Collection[str] | None) -> tuple[ServedModel, ...]:
+        """The served models that a key limited to `allowed` ids may use; None is all."""
+        if allowed is None:
+            return self.models
+        return tuple(model for model in self.models if model.config.id in allowed)
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,8 @@ class Plan:
     progress: bool
     """Whether a stream also tells of the queue and the steps."""
     units: int
+    replayable: bool = False
+    """Whether the reply is kept under an idempotency key, and its images with it."""
 
     @property
     def n(self) -> int:
@@ -89,6 +105,10 @@ class Plan:
         return compute_units(
             images, self.width, self.height, self.steps, self.model.config.reference_steps
         )
+
+    def units_of_next(self, done: int) -> int:
+        """Compute units of one more of the samples after `done`; such shares add up."""
+        return self.units_for(done + 1) - (self.units_for(done) if done else 0)
 
     def job(self, job_id: str, account: str, timeout_s: float) -> GenerationJob:
         return GenerationJob(
@@ -108,9 +128,17 @@ class Plan:
         )
 
 
-def plan_job(request: ImageRequest, catalogue: Catalogue, random_seed: Callable[[], int]) -> Plan:
-    """Resolve a request, or raise the `RequestError` that names the field at fault."""
-    model = catalogue.find(request.model)
+def plan_job(
+    request: ImageRequest,
+    catalogue: Catalogue,
+    random_seed: Callable[[], int],
+    allowed: Collection[str] | None = None,
+) -> Plan:
+    """Resolve a request, or raise the `RequestError` that names the field at fault.
+
+    `allowed` are the ids of the models that its key may use; None is all.
+    """
+    model = catalogue.find(request.model, allowed)
     config = model.config
     _refuse_unsupported(request)
     if len(request.prompt) > config.prompt_max_chars:

@@ -5,7 +5,8 @@ metadata -> `store.put` -> `ledger.capture` -> `Delivery`. Whatever fails, times
 after the hold releases it, shielded from the cancellation that caused it; a crash leaves it to
 expire. A store that fails is no failure where the reply holds the picture itself. So a client is
 charged for exactly the pictures it was sent. `ImageService.stream` is the same image by
-image, as `streaming.py` tells.
+image, as `streaming.py` tells. Under an idempotency key a request that was charged before is
+replayed instead (`idempotency.py`, `replay.py`).
 """
 
 import asyncio
@@ -20,12 +21,15 @@ from functools import partial
 from typing import Protocol
 
 from serve_app.config import AppConfig
+from serve_app.delivery import Delivery, Image
 from serve_app.engine.job import Event, GenerationJob, GenerationResult, OutputFormat
 from serve_app.engine.metadata import Origin
 from serve_app.engine.metadata import describe as describe_file
 from serve_app.errors import DeadlineExceeded, GenerationFailed, Unavailable, UnsupportedValue
-from serve_app.metering.types import Hold, HoldRequest, Ledger, Principal, Resolution
+from serve_app.idempotency import HEADER, Claims, KeptImage, kept_reply, request_digest
+from serve_app.metering.types import Hold, HoldRecord, HoldRequest, Ledger, Principal, Resolution
 from serve_app.plan import Catalogue, Plan, plan_job
+from serve_app.replay import Replayer
 from serve_app.schema import SEED_MAX, ImageRequest
 from serve_app.settle import Put, Settler
 from serve_app.storage.store import ImageStore
@@ -46,26 +50,6 @@ class Generator(Protocol):
     async def estimate(self, job: GenerationJob) -> float | None:
         """Seconds until the job would be done, were it sent now; None when nobody knows."""
         ...
-
-
-@dataclass(frozen=True)
-class Image:
-    """One delivered image: `url` is empty without a store, or with one that is unavailable."""
-
-    url: str
-    b64_json: str | None
-    seed: int
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """A finished job as its client gets it."""
-
-    plan: Plan
-    images: tuple[Image, ...]
-    units: int
-    available_units: int
-    created_s: int
 
 
 @dataclass(frozen=True)
@@ -99,12 +83,17 @@ class ImageService:
         self._generators = generators
         self._now = now
         self._settler = Settler(ledger, store)
+        self._claims = Claims(ledger)
+        self._replayer = None if store is None else Replayer(ledger, store, catalogue)
 
-    def plan(self, request: ImageRequest) -> Plan:
+    def plan(self, principal: Principal, request: ImageRequest, key: str | None = None) -> Plan:
         """Resolve a request against the catalogue, or raise the error that names its field."""
-        plan = plan_job(request, self.catalogue, random_seed)
+        plan = plan_job(request, self.catalogue, random_seed, principal.models)
         if self.store is not None:
-            return plan
+            return replace(plan, replayable=key is not None)
+        if key is not None:
+            text = f"This server keeps no images to replay; leave '{HEADER}' out."
+            raise UnsupportedValue(text).at(HEADER)
         if request.response_format == "url":
             text = "This server keeps no images; ask for 'b64_json'."
             raise UnsupportedValue(text).at("response_format")
@@ -112,29 +101,36 @@ class ImageService:
 
     async def quote(self, principal: Principal, request: ImageRequest) -> Quote:
         """What a request would cost and take, and whether the account could hold it now."""
-        plan = self.plan(request)
+        plan = self.plan(principal, request)
         balance = await self.ledger.balance(principal.account_id)
         job = plan.job("quote", principal.account_id, self.config.limits.request_timeout_s)
         estimated_s = await self._generators[plan.model.config.id].estimate(job)
         return Quote(plan, plan.units <= balance.available, estimated_s)
 
     async def generate(
-        self, principal: Principal, request: ImageRequest, request_id: str
+        self, principal: Principal, request: ImageRequest, request_id: str, key: str | None = None
     ) -> Delivery:
-        """Draw, store and charge; any failure after the hold charges nothing."""
-        plan = self.plan(request)
-        hold = await self._hold(principal, request, plan, request_id)
+        """Draw, store and charge, or replay; any failure after the hold charges nothing."""
+        plan = self.plan(principal, request, key)
+        deadline = self._deadline()
+        hold = await self._hold(principal, request, plan, request_id, key, deadline)
+        if isinstance(hold, HoldRecord):
+            assert self._replayer is not None  # else `plan` has refused the key
+            return await self._replayer.delivery(principal, plan, hold)
         settler = self._settler
         describe = self._describer(plan, request_id)
         puts: list[Put] = []
         capture: asyncio.Task[Resolution] | None = None
         try:
-            async with asyncio.timeout(self.config.limits.request_timeout_s):
-                images = await self._draw(principal, plan, hold, describe, puts)
-            capture = settler.in_background(settler.capture(hold, plan.units))
+            async with asyncio.timeout_at(deadline):
+                images = await self._draw(principal, plan, hold, describe, puts, deadline)
+            created_s = int(self._now())
+            reply = _reply(images, puts, created_s) if plan.replayable else None
+            capture = settler.in_background(settler.capture(hold, plan.units, reply))
             resolution = await asyncio.shield(capture)
         except BaseException as exc:  # also CancelledError: a client that left is not charged
-            undoing = settler.in_background(settler.undo(hold, puts, capture))
+            undo = settler.undo(hold, puts, capture, replayable=plan.replayable)
+            undoing = settler.in_background(undo)
             charged = await asyncio.shield(undoing)
             if isinstance(exc, TimeoutError):
                 raise DeadlineExceeded("The image was not ready in time.") from exc
@@ -146,43 +142,64 @@ class ImageService:
             images=images,
             units=resolution.captured_units,
             available_units=resolution.available_units,
-            created_s=int(self._now()),
+            created_s=created_s,
+            rate=hold.rate,
         )
 
     async def stream(
-        self, principal: Principal, request: ImageRequest, request_id: str
+        self, principal: Principal, request: ImageRequest, request_id: str, key: str | None = None
     ) -> AsyncGenerator[StreamEvent, None]:
-        """Draw, store, hand out and charge image by image; see `streaming.deliver`."""
-        plan = self.plan(request)
-        timeout_s = self.config.limits.request_timeout_s
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        hold = await self._hold(principal, request, plan, request_id)
-        job = plan.job(hold.id, principal.account_id, timeout_s)
-        source = self._generators[plan.model.config.id].stream(job)
-        describe = self._describer(plan, request_id)
-        delivery = deliver(plan, hold, source, describe, self._settler, deadline)
+        """Draw, store, hand out and charge image by image, or replay; see `streaming.deliver`."""
+        plan = self.plan(principal, request, key)
+        deadline = self._deadline()
+        hold = await self._hold(principal, request, plan, request_id, key, deadline)
+        if isinstance(hold, HoldRecord):
+            assert self._replayer is not None  # else `plan` has refused the key
+            delivery = self._replayer.stream(principal, plan, hold, deadline)
+        else:
+            job = plan.job(hold.id, principal.account_id, _left_s(deadline))
+            source = self._generators[plan.model.config.id].stream(job)
+            describe = self._describer(plan, request_id)
+            delivery = deliver(plan, hold, source, describe, self._settler, deadline)
         async with aclosing(delivery) as events:
             async for event in events:
                 yield event
 
+    def _deadline(self) -> float:
+        """Of a request that comes now, by the clock of the event loop."""
+        return asyncio.get_running_loop().time() + self.config.limits.request_timeout_s
+
     async def _hold(
-        self, principal: Principal, request: ImageRequest, plan: Plan, request_id: str
-    ) -> Hold:
-        hold = await self.ledger.hold(
-            HoldRequest(
-                account_id=principal.account_id,
-                key_id=principal.key_id,
-                request_id=request_id,
-                model=plan.model.config.id,
-                n=plan.n,
-                width=plan.width,
-                height=plan.height,
-                steps=plan.steps,
-                units=plan.units,
-                ttl_s=self.config.ledger.hold_ttl_s,
-            )
+        self,
+        principal: Principal,
+        request: ImageRequest,
+        plan: Plan,
+        request_id: str,
+        key: str | None,
+        deadline: float,
+    ) -> Hold | HoldRecord:
+        wanted = HoldRequest(
+            account_id=principal.account_id,
+            key_id=principal.key_id,
+            request_id=request_id,
+            model=plan.model.config.id,
+            n=plan.n,
+            width=plan.width,
+            height=plan.height,
+            steps=plan.steps,
+            units=plan.units,
+            ttl_s=self.config.ledger.hold_ttl_s,
+            idempotency_key=key,
+            request_sha256=None if key is None else request_digest(request),
         )
-        self._log_job(principal, request, plan, hold)
+        if key is None:
+            hold: Hold | HoldRecord = await self.ledger.hold(wanted)
+        else:
+            hold = await self._claims.claim(wanted, deadline)
+        if isinstance(hold, HoldRecord):
+            logger.info("the reply of job %s is replayed", hold.id)
+        else:
+            self._log_job(principal, request, plan, hold)
         return hold
 
     def _log_job(self, principal: Principal, request: ImageRequest, plan: Plan, hold: Hold) -> None:
@@ -207,11 +224,17 @@ class ImageService:
         return partial(_describe, plan.output_format, origin)
 
     async def _draw(
-        self, principal: Principal, plan: Plan, hold: Hold, describe: Describe, puts: list[Put]
+        self,
+        principal: Principal,
+        plan: Plan,
+        hold: Hold,
+        describe: Describe,
+        puts: list[Put],
+        deadline: float,
     ) -> tuple[Image, ...]:
         generator = self._generators[plan.model.config.id]
         # The hold's id and not the request's: clients may choose that one, and choose it twice.
-        job = plan.job(hold.id, principal.account_id, self.config.limits.request_timeout_s)
+        job = plan.job(hold.id, principal.account_id, _left_s(deadline))
         result = await generator.generate(job)
         if len(result.images) != plan.n:
             logger.error("model %s returned %d images", plan.model.config.id, len(result.images))
@@ -223,13 +246,32 @@ class ImageService:
 
     async def _keep(self, data: bytes, seed: int, plan: Plan, puts: list[Put]) -> Image:
         wants_base64 = plan.response_format == "b64_json"
-        url = await self._settler.keep(data, plan.output_format, puts, needed=not wants_base64)
+        url = await self._settler.keep(
+            data,
+            plan.output_format,
+            puts,
+            needed=not wants_base64,
+            replayable=plan.replayable,
+        )
         encoded = base64.b64encode(data).decode("ascii") if wants_base64 else None
         return Image(url=url, b64_json=encoded, seed=seed)
 
     async def drain(self) -> None:
         """Wait for the resolutions under way; called before the process ends."""
         await self._settler.drain()
+
+
+def _left_s(deadline: float) -> float:
+    """What a job may take: less than a whole deadline where the request has waited for another."""
+    return max(0.001, deadline - asyncio.get_running_loop().time())
+
+
+def _reply(images: tuple[Image, ...], puts: list[Put], created_s: int) -> str:
+    """What a replay needs; the puts are in the order of the images, and done."""
+    return kept_reply(
+        KeptImage(index=index, id=put.result(), seed=image.seed, created=created_s)
+        for index, (image, put) in enumerate(zip(images, puts, strict=True))
+    )
 
 
 def _describe(output_format: OutputFormat, origin: Origin, data: bytes, seed: int) -> bytes:

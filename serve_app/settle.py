@@ -38,57 +38,78 @@ class Settler:
         self._unfinished: set[asyncio.Task[Any]] = set()
 
     async def keep(
-        self, data: bytes, output_format: OutputFormat, puts: list[Put], *, needed: bool
+        self,
+        data: bytes,
+        output_format: OutputFormat,
+        puts: list[Put],
+        *,
+        needed: bool,
+        replayable: bool,
     ) -> str:
-        """Store an image and sign its URL. The put is added to `puts`.
+        """Store an image and sign its URL. The put is added to `puts`, before anything is awaited.
 
         Empty without a store, and, unless the URL is `needed`, while the store is unavailable: an
-        image that the client gets anyway is not lost for want of its URL.
+        image that the client gets anyway is not lost for want of its URL. A `replayable` image
+        stays in the store for as long as its idempotency key.
         """
         if self._store is None:
             return ""
         # Not cut short by a cancellation: a picture half stored could not be deleted.
-        put = self.in_background(self._store.put(data, output_format))
+        put = self.in_background(self._store.put(data, output_format, replayable=replayable))
         puts.append(put)
         try:
             return await self._store.url(await asyncio.shield(put))
         except StoreUnavailable:
-            if needed:
+            if needed or replayable:
                 raise
             logger.warning("the store is unavailable: an image has no URL", exc_info=True)
             return ""
 
-    async def capture(self, hold: Hold, units: int) -> Resolution:
-        """Charge, or raise: what cannot be charged must not be handed out."""
-        resolution = await self._resolve(lambda: self._ledger.capture(hold.id, units), hold)
+    async def capture(self, hold: Hold, units: int, reply: str | None) -> Resolution:
+        """Charge, and keep `reply`; or raise: what cannot be charged must not be handed out."""
+        resolution = await self._resolve(lambda: self._ledger.capture(hold.id, units, reply), hold)
         if resolution.state is not HoldState.CAPTURED:
             # The hold expired under us (a stall longer than its life): the units may be spent.
             raise DeadlineExceeded("The image was not ready in time.")
         return resolution
 
     async def undo(
-        self, hold: Hold, puts: list[Put], capture: asyncio.Task[Resolution] | None
+        self,
+        hold: Hold,
+        puts: list[Put],
+        capture: asyncio.Task[Resolution] | None,
+        *,
+        replayable: bool,
     ) -> Resolution | None:
-        """Release the hold and drop the stored pictures; the capture if that went through."""
+        """Release the hold and drop the stored pictures; the capture if that went through.
+
+        `replayable` pictures that may have been charged are left to a replay, or to the sweep.
+        """
         if capture is not None:
             await asyncio.wait([capture])
         try:
             resolution = await self._resolve(lambda: self._ledger.release(hold.id), hold)
         except AppError:
             logger.exception("hold %s is left to its expiry", hold.id)
+            if replayable and capture is not None:
+                return None
         else:
             if resolution.state is HoldState.CAPTURED:
                 return resolution
         self.in_background(self._drop(puts))  # the reply need not wait for the store
         return None
 
-    async def settle(self, hold: Hold, units: int, undelivered: list[Put]) -> None:
+    async def settle(
+        self, hold: Hold, units: int, undelivered: list[Put], reply: str | None
+    ) -> None:
         """Charge `units` for images that the client has; 0 releases. Drops the other images.
+
+        `reply` is kept with the charge.
 
         Goes on in the background when it takes long, also when the caller is cancelled.
         """
         self.in_background(self._drop(undelivered))
-        work = self._charge_delivered(hold, units) if units else self._release(hold)
+        work = self._charge_delivered(hold, units, reply) if units else self._release(hold)
         await asyncio.wait({self.in_background(work)}, timeout=SETTLE_WAIT_S)
 
     async def _release(self, hold: Hold) -> None:
@@ -97,11 +118,13 @@ class Settler:
         except AppError:
             logger.exception("hold %s is left to its expiry", hold.id)
 
-    async def _charge_delivered(self, hold: Hold, units: int) -> None:
+    async def _charge_delivered(self, hold: Hold, units: int, reply: str | None) -> None:
         """The images are out already: try for as long as the hold lives."""
         while datetime.now(UTC) < hold.expires_at:
             try:
-                resolution = await self._resolve(lambda: self._ledger.capture(hold.id, units), hold)
+                resolution = await self._resolve(
+                    lambda: self._ledger.capture(hold.id, units, reply), hold
+                )
             except Unavailable:
                 logger.warning("hold %s: %d units delivered, not charged yet", hold.id, units)
                 await asyncio.sleep(LATE_RETRY_S)

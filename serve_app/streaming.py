@@ -10,12 +10,15 @@ they are sent, and the hold, made before anything is drawn, is captured after th
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from serve_app.engine.job import Event, Finished, Preview, Queued, Step
 from serve_app.errors import DeadlineExceeded, GenerationFailed
+from serve_app.idempotency import KeptImage, kept_reply
+from serve_app.metering.limits import Rate
 from serve_app.metering.types import Hold
 from serve_app.plan import Plan
 from serve_app.settle import Put, Settler
@@ -26,10 +29,15 @@ class Opened:
     """The units are held."""
 
     plan: Plan
+    units: int
+    """Held; of a replay: charged, before."""
     available_units: int
     """What the account has left should every image be delivered."""
     deadline: float
     """By the clock of the event loop: when all must have been sent."""
+    rate: Rate | None = None
+    """Where the API key stands; None where it has no request limit, and for replays."""
+    replayed: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,8 @@ class CompletedImage:
     url: str
     units: int
     """Its share of the charge; the shares add up to what is charged."""
+    created_s: int
+    """Unix time."""
     data: bytes = field(repr=False)
 
 
@@ -94,7 +104,7 @@ async def deliver(
     """
     delivery = _Delivery(plan, describe, settler)
     try:
-        yield Opened(plan, hold.available_units, deadline)
+        yield Opened(plan, plan.units, hold.available_units, deadline, hold.rate)
         async with aclosing(source):
             while len(delivery.delivered) < plan.n:
                 async with asyncio.timeout_at(deadline):
@@ -102,11 +112,11 @@ async def deliver(
                 if event is not None:
                     yield event
                 if isinstance(event, CompletedImage):
-                    delivery.delivered.add(event.index)
+                    delivery.delivered[event.index] = event
     except TimeoutError as exc:
         raise DeadlineExceeded("The image was not ready in time.") from exc
     finally:
-        await settler.settle(hold, delivery.units, delivery.undelivered)
+        await settler.settle(hold, delivery.units, delivery.undelivered, delivery.reply)
 
 
 class _Delivery:
@@ -117,12 +127,23 @@ class _Delivery:
         self._describe = describe
         self._settler = settler
         self._puts: dict[int, list[Put]] = {}
-        self.delivered: set[int] = set()
+        self.delivered: dict[int, CompletedImage] = {}
 
     @property
     def units(self) -> int:
         """Compute units of the delivered images."""
-        return self._units_for(len(self.delivered))
+        return sum(image.units for image in self.delivered.values())
+
+    @property
+    def reply(self) -> str | None:
+        """What is kept of the delivered images, as they were sent."""
+        if not self._plan.replayable:
+            return None
+        return kept_reply(
+            KeptImage(index=index, id=put.result(), seed=one.seed, created=one.created_s)
+            for index, one in self.delivered.items()
+            for put in self._puts[index]
+        )
 
     @property
     def undelivered(self) -> list[Put]:
@@ -151,10 +172,8 @@ class _Delivery:
         puts = self._puts.setdefault(image.index, [])
         data = self._describe(image.image, image.seed)
         # Streams carry the image itself, so that its URL is not what the client waits for.
-        url = await self._settler.keep(data, self._plan.output_format, puts, needed=False)
-        done = len(self.delivered)
-        units = self._units_for(done + 1) - self._units_for(done)
-        return CompletedImage(image.index, image.seed, url, units, data)
-
-    def _units_for(self, images: int) -> int:
-        return self._plan.units_for(images) if images else 0
+        url = await self._settler.keep(
+            data, self._plan.output_format, puts, needed=False, replayable=self._plan.replayable
+        )
+        units = self._plan.units_of_next(len(self.delivered))
+        return CompletedImage(image.index, image.seed, url, units, int(time.time()), data)

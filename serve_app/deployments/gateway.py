@@ -1,13 +1,14 @@
 """Gateway: the ingress deployment. Owns the ledger, the store and the HTTP application.
 
 Data flow: Serve's proxy -> ASGI app (`ingress.create_app`) -> `ImageService` -> model handles.
-Holds no request state, so any number of replicas may run; each of them sweeps expired holds
-and images.
+Holds no request state, so any number of replicas may run; each of them sweeps expired holds,
+old replies and images.
 """
 
 import asyncio
 import logging
 import time
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from ray import serve
@@ -80,12 +81,16 @@ class _Gateway:
         return create_app(self.service, self._models_ready, self.ledger.admin, self.fleet)
 
     async def _sweep_holds(self) -> None:
-        """Expire holds that a crash left open: at start, then regularly."""
+        """Expire holds that a crash left open, forget old replies: at start, then regularly."""
+        store = self.config.store
         while True:
             try:
                 expired = await self.ledger.expire_holds()
                 if expired:
                     logger.warning("expired %d unresolved holds", expired)
+                if store is not None:
+                    ttl = timedelta(seconds=store.idempotency_ttl_s)
+                    await self.ledger.forget_replies(datetime.now(UTC) - ttl)
             except AppError:
                 logger.warning("expired holds were not swept: the ledger is unavailable")
             await asyncio.sleep(self.config.ledger.sweep_interval_s)

@@ -8,7 +8,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from serve_app.errors import AppError, MethodNotAllowed, UnknownRoute
+from serve_app.errors import AppError, MethodNotAllowed, RateLimitExceeded, UnknownRoute
+from serve_app.ingress.headers import rate_headers
 from serve_app.schema import ErrorBody, ErrorDetail
 
 
@@ -30,6 +31,8 @@ def error_response(error: AppError) -> Response:
         headers["retry-after"] = str(error.retry_after_s)
     if error.allow is not None:
         headers["allow"] = error.allow
+    if isinstance(error, RateLimitExceeded):
+        headers.update(rate_headers(error.rate))
     return JSONResponse(error_body(error).model_dump(), error.status, headers)
 
 

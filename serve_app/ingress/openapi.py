@@ -1,6 +1,7 @@
 """`/openapi.json`, generated from `schema.py`: complete enough to drive a client or a fuzzer.
 
-Data flow: wire models + the table of operations below -> OpenAPI 3.1. Imports wire models only.
+Data flow: wire models + the table of operations below -> OpenAPI 3.1. Imports what describes the
+wire only.
 """
 
 import re
@@ -12,7 +13,9 @@ from pydantic.json_schema import models_json_schema
 
 from serve_app import __version__
 from serve_app.eventschema import CompletedEvent, PartialImageEvent, ProgressEvent, QueuedEvent
+from serve_app.idempotency import HEADER
 from serve_app.ingress.adminoperations import ADMIN_OPERATIONS, Operation
+from serve_app.metering.types import IDEMPOTENCY_KEY_CHARS_MAX
 from serve_app.schema import (
     AccountResponse,
     ErrorBody,
@@ -35,10 +38,12 @@ _ERRORS = {
     403: "The API key lacks the scope, or the signature is wrong.",
     404: "No such model, image or route.",
     405: "Method not allowed.",
+    409: "The idempotency key belongs to another request, or its first request still runs.",
     408: "The body took too long to arrive.",
-    410: "The image URL has expired.",
+    410: "The image URL, or the images of an idempotency key, have expired.",
     413: "The body is too large.",
     415: "The body is not JSON.",
+    429: "Too many requests or images at once with this key, or the account's budget is spent.",
     500: "The model failed; nothing was charged.",
     503: "Overloaded, starting or a dependency is down; see `Retry-After`.",
     504: "Not ready in time; nothing was charged.",
@@ -51,14 +56,27 @@ _EVENTS: tuple[type[BaseModel], ...] = (
     ErrorBody,
 )
 """What the `data:` of one event of a stream may hold."""
+_IDEMPOTENCY_KEY = {
+    "name": HEADER,
+    "in": "header",
+    "required": False,
+    "description": "Your name for this request: sent again, it is answered again and not charged.",
+    "schema": {
+        "type": "string",
+        "pattern": "^[!-~]+$",
+        "minLength": 1,
+        "maxLength": IDEMPOTENCY_KEY_CHARS_MAX,
+    },
+}
 _COMMON = (405, 500, 503)
 _KEYED = (401, 403, *_COMMON)
-_POSTED = (400, 402, 404, 408, 413, 415, 504, *_KEYED)
+_POSTED = (400, 404, 408, 413, 415, *_KEYED)
+_DRAWN = (402, 409, 410, 429, 504, *_POSTED)
 
 # method, path, summary, request body, reply, errors, needs a key
 _OPERATIONS = (
     Operation(
-        "post", "/v1/images/generations", "Draw images", ImageRequest, ImagesResponse, _POSTED, True
+        "post", "/v1/images/generations", "Draw images", ImageRequest, ImagesResponse, _DRAWN, True
     ),
     Operation(
         "post", "/v1/images/quote", "Price a request", ImageRequest, QuoteResponse, _POSTED, True
@@ -165,6 +183,8 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
     if "{image_id}" in operation.path:
         for name, kind in (("exp", "integer"), ("sig", "string")):
             found.append({"name": name, "in": "query", "required": True, "schema": {"type": kind}})
+    if operation.path == "/v1/images/generations":
+        found.append(_IDEMPOTENCY_KEY)
     if operation.query is not None:
         for name, schema in operation.query.model_json_schema()["properties"].items():
             description = schema.pop("description")

@@ -13,10 +13,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from serve_app.delivery import Delivery
 from serve_app.errors import BadSignature, ImageNotFound, Unavailable
+from serve_app.idempotency import HEADER, key_from
 from serve_app.ingress.auth import RecentKeys, authenticate
 from serve_app.ingress.body import read_json_object
 from serve_app.ingress.disconnect import until_disconnect
+from serve_app.ingress.headers import job_headers
 from serve_app.ingress.openapi import openapi_document
 from serve_app.ingress.sse import EventStream
 from serve_app.metering.types import Principal
@@ -34,7 +37,7 @@ from serve_app.schema import (
     Usage,
     parse_request,
 )
-from serve_app.service import Delivery, ImageService
+from serve_app.service import ImageService
 
 
 @dataclass
@@ -68,18 +71,21 @@ class Api:
     async def generate(self, request: Request) -> Response | EventStream:
         service = self.service
         principal = await self._principal(request)
+        key = key_from(request.headers.getlist(HEADER))
         body = await read_json_object(request, service.config.limits)
         wanted = parse_request(ImageRequest, body)
         request_id = request.state.request_id
         if wanted.stream:
-            return EventStream(service.stream(principal, wanted, request_id))
-        work = service.generate(principal, wanted, request_id)
+            return EventStream(service.stream(principal, wanted, request_id, key))
+        work = service.generate(principal, wanted, request_id, key)
         delivery = await until_disconnect(request.receive, work)
-        headers = {
-            "x-model": delivery.plan.model.config.id,
-            "x-compute-units": str(delivery.units),
-            "x-compute-units-available": str(delivery.available_units),
-        }
+        headers = job_headers(
+            delivery.plan.model.config.id,
+            delivery.units,
+            delivery.available_units,
+            delivery.rate,
+            replayed=delivery.replayed,
+        )
         return _json(_images_response(delivery), headers)
 
     async def quote(self, request: Request) -> Response:
@@ -127,15 +133,14 @@ class Api:
         )
 
     async def models(self, request: Request) -> Response:
-        await self._principal(request)
-        models = self.service.catalogue.models
+        principal = await self._principal(request)
+        models = self.service.catalogue.among(principal.models)
         return _json(ModelList(data=[self._model_object(model) for model in models]))
 
     async def model(self, request: Request) -> Response:
-        await self._principal(request)
-        return _json(
-            self._model_object(self.service.catalogue.find(request.path_params["model_id"]))
-        )
+        principal = await self._principal(request)
+        name = request.path_params["model_id"]
+        return _json(self._model_object(self.service.catalogue.find(name, principal.models)))
 
     async def health(self, request: Request) -> Response:
         return _json(HealthResponse(message="ok"))

@@ -17,6 +17,7 @@ from serve_app.errors import AppError
 from serve_app.eventschema import CompletedEvent, PartialImageEvent, ProgressEvent, QueuedEvent
 from serve_app.ingress.disconnect import disconnected
 from serve_app.ingress.errors import error_body
+from serve_app.ingress.headers import job_headers
 from serve_app.schema import Usage
 from serve_app.streaming import (
     Admitted,
@@ -75,7 +76,7 @@ class _Writer:
     def __init__(self, opened: Opened, send: Send) -> None:
         self._plan = opened.plan
         self._deadline = opened.deadline
-        self._available_units = opened.available_units
+        self._opened = opened
         self._send = send
 
     async def run(self, reader: "_Reader", event: StreamEvent | None) -> None:
@@ -111,14 +112,19 @@ class _Writer:
         return None
 
     async def _start(self) -> None:
+        opened = self._opened
         headers = MutableHeaders(
             {
                 "content-type": f"{MEDIA_TYPE}; charset=utf-8",
                 "cache-control": "no-cache",
                 "x-accel-buffering": "no",  # nginx would keep events back to fill its buffer
-                "x-model": self._plan.model.config.id,
-                "x-compute-units": str(self._plan.units),
-                "x-compute-units-available": str(self._available_units),
+                **job_headers(
+                    opened.plan.model.config.id,
+                    opened.units,
+                    opened.available_units,
+                    opened.rate,
+                    replayed=opened.replayed,
+                ),
             }
         )
         await self._send({"type": "http.response.start", "status": 200, "headers": headers.raw})
@@ -147,16 +153,21 @@ class _Writer:
             return None
         common = {
             "b64_json": base64.b64encode(event.data).decode("ascii"),
-            "created_at": int(time.time()),
             "size": plan.size,
             "quality": plan.quality,
             "output_format": plan.output_format,
             "image_index": event.index,
         }
         if isinstance(event, PreviewImage):
-            return PartialImageEvent(**common, partial_image_index=event.number)
-        usage = Usage.of(event.units)
-        return CompletedEvent(**common, usage=usage, seed=event.seed, url=event.url)
+            now = int(time.time())
+            return PartialImageEvent(**common, created_at=now, partial_image_index=event.number)
+        return CompletedEvent(
+            **common,
+            created_at=event.created_s,
+            usage=Usage.of(event.units),
+            seed=event.seed,
+            url=event.url,
+        )
 
 
 class _Reader:

@@ -2,7 +2,9 @@
 
 Data flow: encoded bytes -> `put` -> image id -> `url` -> the client. A local folder is served by
 the gateway under HMAC-signed URLs (`read` after `UrlSigner.verify`); S3, GCS and Azure sign their
-own. `sweep` deletes what no URL opens any more. obstore does the I/O. Must not import HTTP or Ray.
+own. `sweep` deletes what no URL opens any more, and of replayable images also no idempotency key:
+their ids say which they are, as a listing tells nothing else. obstore does the I/O. Must not import
+HTTP or Ray.
 """
 
 import asyncio
@@ -20,15 +22,19 @@ from obstore.exceptions import BaseError
 from obstore.store import from_url
 
 from serve_app.config import StoreConfig
-from serve_app.errors import ConfigError, ImageNotFound, StoreUnavailable
+from serve_app.errors import ConfigError, ImageExpired, ImageNotFound, StoreUnavailable
 from serve_app.storage.signing import UrlSigner, load_signing_key
 
 CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 _ID_BYTES = 24  # 192 random bits: ids cannot be guessed even without the signature
-_ID_PATTERN = re.compile(r"img_[0-9a-f]{48}\.(png|jpeg|webp)")
+_ID_PATTERN = re.compile(r"(img|kept)_([0-9a-f]{48})\.(png|jpeg|webp)")
+_REPLAYABLE = "kept"
 _LOCAL_PREFIX = "file://"
 SWEEP_MARGIN_S = 300
 """Kept beyond the life of its URL: clocks differ, and a picture may be read just now."""
+REPLAY_MARGIN_S = 3600
+"""Kept beyond its idempotency key, which lives from the charge (at most a hold's life after the
+image was stored) to the next sweep of the ledger."""
 SWEEP_CHUNK = 1000
 """Names listed and deleted at once: as many as one S3 request takes."""
 CONNECT_TIMEOUT_S = 2
@@ -58,6 +64,7 @@ class ImageStore:
         self._timeout_s = config.timeout_s
         self._public_url = public_url.rstrip("/")
         self._ttl_s = config.image_ttl_s
+        self._replay_s = config.idempotency_ttl_s + REPLAY_MARGIN_S
         self._signer = signer
         self._now = now
 
@@ -82,9 +89,13 @@ class ImageStore:
             raise ConfigError(f"store.url {config.url!r} cannot be opened: {exc}") from exc
         return cls(backend, public_url, config, signer, now)
 
-    async def put(self, data: bytes, output_format: str) -> str:
-        """Store one encoded image, atomically; returns its id."""
-        image_id = f"img_{secrets.token_hex(_ID_BYTES)}.{output_format}"
+    async def put(self, data: bytes, output_format: str, *, replayable: bool = False) -> str:
+        """Store one encoded image, atomically; returns its id.
+
+        A `replayable` one is kept for as long as an idempotency key.
+        """
+        kind = _REPLAYABLE if replayable else "img"
+        image_id = f"{kind}_{secrets.token_hex(_ID_BYTES)}.{output_format}"
         attributes = None
         if self._signer is None:  # a bucket serves the image itself; a folder keeps no attributes
             cache = f"private, max-age={self._ttl_s}, immutable"
@@ -120,15 +131,37 @@ class ImageStore:
         if match is None or self._signer is None:
             raise ImageNotFound("No such image.")
         self._signer.verify(image_id, exp, sig, self._now())
+        data = await self._get(image_id)
+        if data is None:
+            raise ImageNotFound("No such image.")
+        return StoredImage(data, CONTENT_TYPES[match.group(3)])
+
+    async def load(self, image_id: str) -> bytes:
+        """An image that this server itself asks for; `ImageExpired` when it is gone."""
+        data = await self._get(image_id)
+        if data is None:
+            raise _gone()
+        return data
+
+    async def require(self, image_id: str) -> None:
+        """Return if the image is there, else raise `ImageExpired`."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await obstore.head_async(self._backend, _path(image_id))
+        except FileNotFoundError:
+            raise _gone() from None
+        except (BaseError, OSError) as exc:
+            raise _unreadable() from exc
+
+    async def _get(self, image_id: str) -> bytes | None:
         try:
             async with asyncio.timeout(self._timeout_s):
                 result = await obstore.get_async(self._backend, _path(image_id))
-                data = bytes(await result.bytes_async())
+                return bytes(await result.bytes_async())
         except FileNotFoundError:
-            raise ImageNotFound("No such image.") from None
+            return None
         except (BaseError, OSError) as exc:
-            raise StoreUnavailable("The image store cannot be read right now.") from exc
-        return StoredImage(data, CONTENT_TYPES[match.group(1)])
+            raise _unreadable() from exc
 
     async def delete(self, image_id: str) -> None:
         """Remove an image that will not be delivered; missing ones are fine."""
@@ -140,19 +173,25 @@ class ImageStore:
             raise StoreUnavailable("The image store cannot be written right now.") from exc
 
     async def sweep(self) -> int:
-        """Delete the images that no URL opens any more; returns how many.
+        """Delete the images that no URL opens any more and no key replays; returns how many.
 
         Safe beside anything, other sweeps included. What this server did not name is left alone.
         Memory does not grow with the number of images.
         """
-        before = datetime.fromtimestamp(self._now() - self._ttl_s - SWEEP_MARGIN_S, UTC)
+        latest = self._now() - self._ttl_s - SWEEP_MARGIN_S
+        before = datetime.fromtimestamp(latest, UTC)
+        before_replayable = datetime.fromtimestamp(latest - self._replay_s, UTC)
         deleted = 0
         try:
             async for listed in obstore.list(self._backend, chunk_size=SWEEP_CHUNK):
                 expired = [
                     one["path"]
                     for one in listed
-                    if one["last_modified"] < before and _is_image(one["path"])
+                    if one["last_modified"] < before
+                    and _is_image(one["path"])
+                    and (
+                        one["last_modified"] < before_replayable or not _is_replayable(one["path"])
+                    )
                 ]
                 deleted += await self._delete_all(expired)
         except FileNotFoundError:  # another sweep deletes what this one lists; the next one goes on
@@ -183,6 +222,18 @@ def _is_image(path: str) -> bool:
     return _ID_PATTERN.fullmatch(name) is not None and path.endswith(_path(name))
 
 
+def _is_replayable(path: str) -> bool:
+    return path.rpartition("/")[2].startswith(_REPLAYABLE)
+
+
+def _gone() -> ImageExpired:
+    return ImageExpired("The images of this request are no longer kept.")
+
+
+def _unreadable() -> StoreUnavailable:
+    return StoreUnavailable("The image store cannot be read right now.")
+
+
 def _client_options(timeout_s: float) -> dict[str, Any]:
     return {
         "client_options": {
@@ -199,4 +250,4 @@ def _client_options(timeout_s: float) -> dict[str, Any]:
 
 def _path(image_id: str) -> str:
     """Two levels, so that no folder grows to millions of entries."""
-    return f"{image_id[4:6]}/{image_id}"
+    return f"{image_id.partition('_')[2][:2]}/{image_id}"

@@ -162,8 +162,8 @@ class ShakyLedger:
 
         return call
 
-    async def capture(self, hold_id: str, units: int) -> Resolution:
-        resolution: Resolution = await self.__getattr__("capture")(hold_id, units)
+    async def capture(self, hold_id: str, units: int, reply: str | None = None) -> Resolution:
+        resolution: Resolution = await self.__getattr__("capture")(hold_id, units, reply)
         return resolution
 
 

@@ -17,6 +17,7 @@ from scripted import UNITS_1024, World, picture, pictures
 from sqlalchemy import select
 
 from serve_app import settle
+from serve_app.delivery import Delivery
 from serve_app.engine import codec
 from serve_app.engine.job import GenerationJob, GenerationResult
 from serve_app.errors import (
@@ -32,7 +33,6 @@ from serve_app.errors import (
 from serve_app.metering.tables import holds
 from serve_app.metering.types import HoldState
 from serve_app.schema import ImageRequest
-from serve_app.service import Delivery
 
 MakeWorld = Callable[..., Awaitable[World]]
 REQUEST = ImageRequest(prompt="a red circle")
@@ -223,7 +223,7 @@ async def test_a_store_that_fails_makes_the_job_free_and_keeps_no_picture(
     assert world.store is not None
     put, left = world.store.put, good
 
-    async def failing_put(data: bytes, output_format: str) -> str:
+    async def failing_put(data: bytes, output_format: str, **_: bool) -> str:
         nonlocal left
         left -= 1
         if left < 0:
@@ -288,7 +288,7 @@ async def test_a_store_that_hangs_meets_the_deadline(make_world: MakeWorld) -> N
     assert world.store is not None
     put, may_finish = world.store.put, asyncio.Event()
 
-    async def slow_put(data: bytes, output_format: str) -> str:
+    async def slow_put(data: bytes, output_format: str, **_: bool) -> str:
         await may_finish.wait()
         return await put(data, output_format)
 

@@ -33,7 +33,7 @@ async def test_a_client_that_leaves_while_its_picture_is_stored_leaves_none_behi
     stored: list[str] = []
     put, storing, may_finish = world.store.put, asyncio.Event(), asyncio.Event()
 
-    async def slow_put(data: bytes, output_format: str) -> str:
+    async def slow_put(data: bytes, output_format: str, **_: bool) -> str:
         storing.set()
         await may_finish.wait()
         stored.append(await put(data, output_format))
