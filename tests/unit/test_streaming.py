@@ -216,7 +216,7 @@ async def test_images_that_cannot_be_stored_are_delivered_and_charged(world: Wor
     assert world.store is not None
     put, left = world.store.put, 1
 
-    async def failing_put(data: bytes, output_format: Any) -> str:
+    async def failing_put(data: bytes, output_format: Any, **_: bool) -> str:
         nonlocal left
         left -= 1
         if left < 0:
@@ -284,10 +284,10 @@ async def test_a_reader_cancelled_while_it_waits_pays_for_what_it_has(
 async def test_a_reader_cancelled_twice_pays_all_the_same(world: World) -> None:
     capture, capturing, may_finish = world.ledger.capture, asyncio.Event(), asyncio.Event()
 
-    async def slow_capture(hold_id: str, units: int) -> Any:
+    async def slow_capture(*values: Any) -> Any:
         capturing.set()
         await may_finish.wait()
-        return await capture(hold_id, units)
+        return await capture(*values)
 
     world.ledger.capture = slow_capture  # type: ignore[method-assign]
     world.generator.play = world.generator.showing_before(1, world.generator.hang)

@@ -5,14 +5,17 @@ import os
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from serve_app.errors import ImageNotFound, StoreUnavailable
-from serve_app.storage.store import SWEEP_CHUNK, SWEEP_MARGIN_S, ImageStore
+from serve_app.config import StoreConfig
+from serve_app.errors import ImageExpired, ImageNotFound, StoreUnavailable
+from serve_app.storage.store import REPLAY_MARGIN_S, SWEEP_CHUNK, SWEEP_MARGIN_S, ImageStore
 from serve_app.storage.sweep import sweep_forever
 
 TTL_S = 60
+IDEMPOTENCY_TTL_S = StoreConfig().idempotency_ttl_s
 
 
 def files(tmp_path: Path) -> list[Path]:
@@ -31,6 +34,31 @@ async def test_an_image_lives_as_long_as_its_url_and_not_much_longer(
     assert await store.sweep() == 1
     assert files(tmp_path) == []
     assert await store.sweep() == 0
+
+
+async def test_a_replayable_image_outlives_its_idempotency_key_and_the_last_url(
+    store: ImageStore, clock: Any, tmp_path: Path
+) -> None:
+    clock.now_s = time.time()
+    await store.put(b"picture", "png")
+    image_id = await store.put(b"picture", "png", replayable=True)
+    clock.now_s += IDEMPOTENCY_TTL_S + TTL_S + REPLAY_MARGIN_S
+    assert await store.sweep() == 1
+    assert [path.name for path in files(tmp_path)] == [image_id]
+    assert await store.load(image_id) == b"picture"
+    clock.now_s += SWEEP_MARGIN_S + 10
+    assert await store.sweep() == 1
+    with pytest.raises(ImageExpired):
+        await store.load(image_id)
+    with pytest.raises(ImageExpired):
+        await store.require(image_id)
+
+
+async def test_a_replayable_image_opens_by_its_url(store: ImageStore) -> None:
+    image_id = await store.put(b"picture", "webp", replayable=True)
+    query = parse_qs(urlsplit(await store.url(image_id)).query)
+    image = await store.read(image_id, query["exp"][0], query["sig"][0])
+    assert (image.data, image.content_type) == (b"picture", "image/webp")
 
 
 async def test_what_the_server_did_not_name_is_left_alone(
