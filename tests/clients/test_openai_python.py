@@ -1,9 +1,14 @@
 """The official `openai` client, unchanged but for its base URL, against the served application."""
 
 import base64
+import contextlib
+import hashlib
 import io
+import sqlite3
+import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
@@ -17,6 +22,8 @@ pytestmark = pytest.mark.serve
 MODEL = "black-forest-labs/FLUX.1-schnell"
 SIZE = "256x256"
 UNITS = 256 * 256
+REVOCATION_S = 5.0
+"""What docs/api.md promises, and a second or two to spare."""
 
 
 @pytest.fixture
@@ -185,3 +192,72 @@ def test_a_quote_equals_the_charge(client: openai.OpenAI) -> None:
     raw = client.images.with_raw_response.generate(**body)  # type: ignore[arg-type]
     assert quote["units"] == int(raw.headers["x-compute-units"]) == 2 * 256 * 512 * 2 // 4
     assert quote["affordable"] is True
+
+
+def test_an_idempotency_key_is_charged_once_and_gives_the_same_files(
+    client: openai.OpenAI, served: Served
+) -> None:
+    """Five at once and one later: six answers, one charge."""
+    before = served.balance()["captured"]
+    headers = {"Idempotency-Key": uuid.uuid4().hex}
+
+    def draw(_: int) -> tuple[list[str | None], str | None]:
+        raw = client.images.with_raw_response.generate(
+            model=MODEL,
+            prompt="a red circle",
+            n=2,
+            size=SIZE,
+            response_format="b64_json",
+            extra_headers=headers,
+        )
+        assert raw.headers["x-compute-units"] == str(2 * UNITS)
+        files = [image.b64_json for image in raw.parse().data or []]
+        return files, raw.headers.get("idempotent-replayed")
+
+    with ThreadPoolExecutor(5) as pool:
+        answers = list(pool.map(draw, range(5)))
+    answers.append(draw(6))
+    assert {len(files) for files, _ in answers} == {2}
+    assert len({tuple(files) for files, _ in answers}) == 1
+    assert sorted(str(replayed) for _, replayed in answers) == ["None"] + 5 * ["true"]
+    assert served.balance()["captured"] - before == 2 * UNITS
+    with pytest.raises(openai.ConflictError) as caught:
+        client.images.generate(prompt="another", size=SIZE, extra_headers=headers)
+    assert caught.value.code == "idempotency_key_reused"
+
+
+def test_a_key_that_is_too_fast_is_served_when_its_time_has_come(served: Served) -> None:
+    """The client waits as long as `Retry-After` tells it, and its next try is drawn."""
+    key = served.new_key(f"fast-{uuid.uuid4().hex[:8]}", UNITS)
+    with contextlib.closing(sqlite3.connect(served.folder / "data" / "ledger.db")) as ledger:
+        # One request a second, and this minute's are all used up.
+        spent = (60, time.time_ns() + 60_000_000_000, hashlib.sha256(key.encode()).hexdigest())
+        changed = ledger.execute("UPDATE api_keys SET rpm=?, rate_at_ns=? WHERE sha256=?", spent)
+        assert changed.rowcount == 1
+        ledger.commit()
+    told: list[httpx.Response] = []
+    http = httpx.Client(event_hooks={"response": [told.append]})
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key=key, http_client=http) as client:
+        client.images.generate(model=MODEL, prompt="a red circle", size=SIZE)
+    *refused, drawn = told
+    assert {reply.status_code for reply in refused} == {429}
+    assert {reply.headers["retry-after"] for reply in refused} == {"1"}
+    assert refused[0].headers["x-ratelimit-remaining-requests"] == "0"
+    assert drawn.status_code == 200
+    assert drawn.headers["x-ratelimit-limit-requests"] == "60"
+    assert served.balance(key)["captured"] == UNITS
+
+
+def test_a_revoked_key_opens_nothing_within_five_seconds(served: Served) -> None:
+    name = f"gone-{uuid.uuid4().hex[:8]}"
+    served.flux_serve("accounts", "create", name)
+    made = served.flux_serve("keys", "create", name)
+    account = f"{served.url}/v1/account"
+    headers = {"authorization": f"Bearer {made['secret']}"}
+    assert httpx.get(account, headers=headers).status_code == 200
+    served.flux_serve("keys", "revoke", made["id"])
+    deadline = time.monotonic() + REVOCATION_S
+    while (status := httpx.get(account, headers=headers).status_code) == 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)  # polling with a deadline
+    assert status == 401
