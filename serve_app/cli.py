@@ -1,7 +1,8 @@
-"""`flux-serve`: the operator's command line.
+"""`flux-serve`: the command line of those who use a server and of those who run one.
 
-Data flow: `pyproject` script -> `main` -> `serve_app.commands` -> metering. Importing this module
-imports neither ray, torch nor sqlalchemy: a command loads what it needs when it runs.
+Data flow: `pyproject` script -> `main` -> `serve_app.commands` -> `client` (HTTP) or metering.
+Importing this module imports neither ray, torch nor sqlalchemy: a command loads what it needs when
+it runs.
 """
 
 from pathlib import Path
@@ -11,7 +12,10 @@ import typer
 
 from serve_app import __version__
 from serve_app.commands import accounts, books, images, keys, ledger
+from serve_app.commands.generate import generate
 from serve_app.commands.loadtest import loadtest
+from serve_app.commands.quote import quote
+from serve_app.commands.status import status
 from serve_app.commands.support import CommandGroup
 
 app = typer.Typer(
@@ -19,8 +23,11 @@ app = typer.Typer(
     cls=CommandGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # its tracebacks print local variables, secrets included
-    help="Run and administer flux-serve: accounts, API keys, compute units, configuration.",
+    help="Draw pictures with flux-serve, serve it, administer it: accounts, API keys, units.",
 )
+app.command(epilog="Example: flux-serve generate 'a red circle' -o circle.png")(generate)
+app.command(epilog="Example: flux-serve quote 'a red circle' --n 4 --quality hd")(quote)
+app.command(epilog="Example: flux-serve status --url http://127.0.0.1:8000")(status)
 app.add_typer(accounts.app, name="accounts")
 app.add_typer(keys.app, name="keys")
 app.command(epilog="Example: flux-serve grant alice 100_000_000 --reason 'invoice 17'")(

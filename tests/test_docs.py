@@ -36,6 +36,7 @@ from serve_app.schema import (
     ModelCapabilities,
     QuoteResponse,
 )
+from tests import render_cli
 from tests.render_configuration import PAGE, render
 
 ROOT = Path(__file__).parents[1]
@@ -182,6 +183,11 @@ def test_every_field_is_documented(heading: str, fields: set[str]) -> None:
 def test_configuration_tables_are_made_from_the_code() -> None:
     text = PAGE.read_text(encoding="utf-8")
     assert render(text) == text, "run: python -m tests.render_configuration"
+
+
+def test_the_command_reference_is_made_from_the_code() -> None:
+    text = render_cli.PAGE.read_text(encoding="utf-8")
+    assert render_cli.render(text) == text, "run: python -m tests.render_cli"
 
 
 def configuration_examples() -> list[dict[str, Any]]:

@@ -95,6 +95,14 @@ def test_curl_block_gets_an_answer(block: str, served: Served, tmp_path: Path) -
         assert answer["affordable"] is True
 
 
+def test_the_command_line_draws_a_picture(served: Served, tmp_path: Path) -> None:
+    [line] = re.findall(r"^\.venv/bin/flux-serve (generate .*)$", README, re.MULTILINE)
+    program = str(Path(sys.executable).with_name("flux-serve"))
+    run([program, *shlex.split(line), "--url", served.url], tmp_path)
+    [picture] = tmp_path.iterdir()
+    assert (picture.name, picture_size(picture.read_bytes())) == ("circle.png", (1024, 1024))
+
+
 def test_account_commands_work_in_their_order(served: Served, tmp_path: Path) -> None:
     program = str(Path(sys.executable).with_name("flux-serve"))
     printed = [

@@ -14,6 +14,9 @@ from serve_app import __version__
 from serve_app.cli import app
 
 COMMANDS = [
+    ["generate"],
+    ["quote"],
+    ["status"],
     ["accounts", "create"],
     ["accounts", "list"],
     ["accounts", "show"],
@@ -62,7 +65,7 @@ def test_importing_the_cli_loads_nothing_heavy():
     script = (
         "import sys, serve_app.cli\n"
         "heavy = {'ray', 'torch', 'sqlalchemy', 'alembic', 'diffusers', 'starlette', 'gevent',"
-        " 'locust', 'matplotlib', 'rich.live'}\n"
+        " 'locust', 'matplotlib', 'rich.live', 'httpx', 'PIL'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run(
