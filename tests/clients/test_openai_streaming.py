@@ -179,3 +179,17 @@ def test_a_bad_argument_raises_before_any_event(
     with pytest.raises(expected) as caught:
         client.images.generate(**{"prompt": PROMPT, "stream": True, **arguments})
     assert caught.value.param == param
+
+
+def test_a_stream_sent_again_under_its_key_gives_its_images_and_costs_nothing(
+    client: openai.OpenAI, served: Served
+) -> None:
+    before = served.balance()["captured"]
+    headers = {"Idempotency-Key": uuid.uuid4().hex}
+    first = read(client, n=2, partial_images=1, extra_headers=headers)
+    again = read(client, n=2, partial_images=1, extra_headers=headers)
+    images = [event for event in first if isinstance(event, ImageGenCompletedEvent)]
+    assert [type(event) for event in again] == [ImageGenCompletedEvent] * 2
+    assert [event.b64_json for event in again] == [event.b64_json for event in images]
+    assert [event.created_at for event in again] == [event.created_at for event in images]
+    assert served.balance()["captured"] - before == 2 * UNITS
