@@ -118,7 +118,7 @@ HOSTILE_TEXTS = [
 @pytest.mark.parametrize(
     "name",
     [
-        b"x-request-id", b"idempotency-key", b"host", b"accept", b"cookie", b"x-forwarded-host",
+        b"x-request-id", b"host", b"accept", b"cookie", b"x-forwarded-host",
         b"forwarded", b"traceparent", b"range",
     ],
 )  # fmt: skip
@@ -139,6 +139,23 @@ async def test_a_hostile_header_changes_nothing(world: World, name: bytes) -> No
         drawn.append(reply)
     assert len({reply.headers["x-request-id"] for reply in drawn}) == len(drawn)
     await assert_charged_for_200s(world, drawn)
+
+
+async def test_a_hostile_idempotency_key_is_refused_or_only_a_key(world: World) -> None:
+    replies = []
+    for value in HOSTILE_TEXTS:
+        headers = [
+            (b"authorization", f"Bearer {world.key}".encode()),
+            (b"content-type", b"application/json"),
+            (b"idempotency-key", value),
+        ]
+        reply = await raw(world, "POST", GENERATIONS, headers)
+        assert_harmless(reply, world)
+        visible = 1 <= len(value) <= 255 and all(0x21 <= byte <= 0x7E for byte in value)
+        assert reply.status_code == (200 if visible else 400), value
+        replies.append(reply)
+    assert sum(reply.status_code == 200 for reply in replies) == 2
+    await assert_charged_for_200s(world, replies)
 
 
 async def test_two_request_ids_give_one_harmless_one(world: World) -> None:
