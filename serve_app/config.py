@@ -29,6 +29,7 @@ __all__ = [
     "LedgerConfig",
     "LimitsConfig",
     "MetadataConfig",
+    "MetricsConfig",
     "ModelConfig",
     "ModelName",
     "OptimizeConfig",
@@ -213,6 +214,17 @@ class LimitsConfig(Section):
     )
 
 
+class MetricsConfig(Section):
+    """What Prometheus is told, beside what always is; see metrics.md."""
+
+    interval_s: PositiveFloat = Field(
+        15, description="How often each gateway reads open holds and replicas for their gauges."
+    )
+    by_account: bool = Field(
+        False, description="Count captured units by account id, too: a series for each account."
+    )
+
+
 class DevelopmentConfig(Section):
     """One ready-made account to try things out; refused unless HTTP is on loopback only."""
 
@@ -242,6 +254,7 @@ class AppConfig(Section):
     )
     metadata: MetadataConfig = Field(MetadataConfig(), description="Metadata in image files.")
     limits: LimitsConfig = Field(LimitsConfig(), description="Bounds on requests.")
+    metrics: MetricsConfig = Field(MetricsConfig(), description="Metrics.")
     development: DevelopmentConfig | None = Field(
         None, description="Development account and key; loopback only."
     )

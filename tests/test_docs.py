@@ -36,7 +36,7 @@ from serve_app.schema import (
     ModelCapabilities,
     QuoteResponse,
 )
-from tests import render_cli
+from tests import render_cli, render_metrics
 from tests.render_configuration import PAGE, render
 
 ROOT = Path(__file__).parents[1]
@@ -188,6 +188,11 @@ def test_configuration_tables_are_made_from_the_code() -> None:
 def test_the_command_reference_is_made_from_the_code() -> None:
     text = render_cli.PAGE.read_text(encoding="utf-8")
     assert render_cli.render(text) == text, "run: python -m tests.render_cli"
+
+
+def test_metrics_tables_are_made_from_the_code() -> None:
+    text = render_metrics.PAGE.read_text(encoding="utf-8")
+    assert render_metrics.render(text) == text, "run: python -m tests.render_metrics"
 
 
 def configuration_examples() -> list[dict[str, Any]]:

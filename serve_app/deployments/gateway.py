@@ -20,12 +20,17 @@ from starlette.types import ASGIApp
 
 from serve_app.config import AppConfig
 from serve_app.deployments.fleet import Fleet
+from serve_app.deployments.gatewaywatch import watch_forever
 from serve_app.deployments.generator import HandleGenerator
 from serve_app.deployments.proxy import warn_if_unguarded
+from serve_app.deployments.rayrecorder import gateway_recorder
 from serve_app.engine.source import model_info
 from serve_app.errors import AppError
 from serve_app.ingress.app import create_app
+from serve_app.measured import MeasuredGenerator
+from serve_app.metering.measured import MeasuredLedger
 from serve_app.metering.sql import SqlLedger
+from serve_app.metrics import REPLICA_DEATHS
 from serve_app.observability import configure_logging
 from serve_app.plan import Catalogue, ServedModel
 from serve_app.service import ImageService
@@ -50,12 +55,13 @@ class _Gateway:
         configure_logging()
         warn_if_unguarded(RAY_SERVE_ENABLE_DIRECT_INGRESS)
         self.config = config
+        self.record = gateway_recorder()
         self.ledger = await SqlLedger.open(config.ledger)
         if config.development is not None:
             await self.ledger.admin.ensure_development(config.development)
         store = None
         if config.store is not None:
-            store = ImageStore.open(config.store, config.public_url)
+            store = ImageStore.open(config.store, config.public_url, record=self.record)
         served = [
             ServedModel(
                 model, await asyncio.to_thread(model_info, model.source, model.text_tokens_max)
@@ -64,12 +70,21 @@ class _Gateway:
         ]
         self.fleet = Fleet(config.models)
         generators = {
-            name: HandleGenerator(handle, partial(self.fleet.bounds, name))
+            name: MeasuredGenerator(
+                HandleGenerator(
+                    handle,
+                    partial(self.fleet.bounds, name),
+                    partial(self.record.count, REPLICA_DEATHS, model=name),
+                ),
+                name,
+                self.record,
+            )
             for name, handle in models.items()
         }
-        self.service = ImageService(
-            config, Catalogue(tuple(served)), self.ledger, store, generators
-        )
+        ledger = MeasuredLedger(self.ledger, self.record, by_account=config.metrics.by_account)
+        self.service = ImageService(config, Catalogue(tuple(served)), ledger, store, generators)
+        watching = watch_forever(self.ledger, self.fleet, self.record, config)
+        self._watcher = asyncio.create_task(watching)
         self._ready: tuple[float, bool] = (0.0, False)
         self._sweeper = asyncio.create_task(self._sweep_holds())
         self._image_sweeper = None
@@ -78,14 +93,16 @@ class _Gateway:
             self._image_sweeper = asyncio.create_task(sweeping)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return create_app(self.service, self._models_ready, self.ledger.admin, self.fleet)
+        return create_app(
+            self.service, self._models_ready, self.ledger.admin, self.fleet, self.record
+        )
 
     async def _sweep_holds(self) -> None:
         """Expire holds that a crash left open, forget old replies: at start, then regularly."""
         store = self.config.store
         while True:
             try:
-                expired = await self.ledger.expire_holds()
+                expired = await self.service.ledger.expire_holds()
                 if expired:
                     logger.warning("expired %d unresolved holds", expired)
                 if store is not None:
@@ -121,6 +138,7 @@ class _Gateway:
         if not hasattr(self, "_sweeper"):
             return  # the constructor failed
         self._sweeper.cancel()
+        self._watcher.cancel()
         if self._image_sweeper is not None:
             self._image_sweeper.cancel()
         try:

@@ -44,8 +44,15 @@ async def _unknown() -> ReplicaBounds | None:
 class HandleGenerator:
     """Draws on the replicas of one model."""
 
-    def __init__(self, handle: DeploymentHandle, replicas: Replicas = _unknown) -> None:
+    def __init__(
+        self,
+        handle: DeploymentHandle,
+        replicas: Replicas = _unknown,
+        replica_died: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`replica_died` is told of each death under a job."""
         self._handle = handle
+        self._replica_died = replica_died
         self._replicas = replicas
         self._pace = Pace()
 
@@ -59,6 +66,7 @@ class HandleGenerator:
                 try:
                     return await self._call(dataclasses.replace(job, timeout_s=left_s))
                 except RayActorError:
+                    self._replica_died()
                     logger.warning("replica died under job %s (try %d)", job.job_id, attempt)
         raise GenerationFailed("The model replica failed; nothing was charged.")
 
@@ -138,6 +146,7 @@ class HandleGenerator:
                         yield event
                 return
             except RayActorError:
+                self._replica_died()
                 logger.warning("replica died under job %s (try %d)", job.job_id, attempt)
             if not missing:
                 return

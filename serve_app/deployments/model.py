@@ -17,6 +17,8 @@ from ray import serve
 
 from serve_app.config import BatchingConfig, ModelConfig
 from serve_app.deployments.autoscaling import BACKLOG_S, BUSY_S, JOB_S, JOBS
+from serve_app.deployments.enginewatch import INTERVAL_S, EngineWatch
+from serve_app.deployments.rayrecorder import replica_recorder
 from serve_app.deployments.workmeter import WorkMeter
 from serve_app.engine.job import EngineStats, Event, GenerationJob, GenerationResult
 from serve_app.engine.progress import StepThrottle
@@ -50,6 +52,16 @@ class FluxModel:
         )
         sizes = (size.split("x") for size in config.engine.warm_up_sizes)
         await self.engine.warm_up([(int(width), int(height)) for width, height in sizes])
+        self._watching = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        """Record what the engine does, for as long as the replica lives."""
+        record = replica_recorder(self.config.id)
+        self.engine.record_to(record)
+        watch = EngineWatch(record, self.config.reference_steps, self.engine.stats())
+        while True:
+            watch.report(self.engine.stats())
+            await asyncio.sleep(INTERVAL_S)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take new batching knobs in place (Serve's `user_config`)."""
@@ -115,6 +127,8 @@ class FluxModel:
 
     async def __del__(self) -> None:
         """Serve awaits this once the replica has drained its requests."""
+        if hasattr(self, "_watching"):
+            self._watching.cancel()
         engine = getattr(self, "engine", None)  # absent when loading failed
         if engine is not None:
             await engine.close(DRAIN_S)

@@ -120,6 +120,7 @@ class Board:
     clock: StepClock = field(default_factory=StepClock)
     busy_s: float = 0.0
     """Device time of step batches and decodes so far."""
+    images_done: int = 0
     meters: Meters = field(default_factory=Meters)
     refusal: tuple[type[Unavailable], str] | None = None
     """Why no new job is taken any more: class and message of the error."""
@@ -166,6 +167,7 @@ class Board:
             if run.ended:
                 return
             run.samples_left -= 1
+            self.images_done += 1
             self.meters.finished((run.job.height, run.job.width), finished.timings)
             self._deliver(run, finished)
             if run.samples_left == 0:
@@ -230,6 +232,7 @@ class Board:
                 step_time_s=self.clock.batch_s,
                 busy_s=self.busy_s,
                 backlog_s=self.planner.backlog_s([sample.candidate for sample in self.samples]),
+                images_done=self.images_done,
                 sizes=self.meters.stats(sample.candidate for sample in self.samples),
             )
 

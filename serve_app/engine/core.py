@@ -32,6 +32,7 @@ from serve_app.engine.parts import Encoder, PromptEmbedding, Sampler
 from serve_app.engine.planner import Planner
 from serve_app.engine.schedule import Shape
 from serve_app.engine.watchdog import Watchdog
+from serve_app.metrics import Recorder
 
 if TYPE_CHECKING:
     from serve_app.engine.lane import Lane  # loads torch
@@ -134,6 +135,11 @@ class EngineCore(ABC):
         Returns False when no job of that id is inside.
         """
         return self._board.cancel(job_id)
+
+    def record_to(self, recorder: Recorder) -> None:
+        """Send histograms of what happens from now on to a recorder."""
+        with self._board.changed:
+            self._board.meters.record = recorder
 
     def stats(self) -> EngineStats:
         """A snapshot; cheap enough for every metrics interval."""

@@ -143,6 +143,7 @@ class EngineStats:
     """Device time spent on steps and decodes since the start."""
     backlog_s: float = 0.0
     """Estimated device time of everything inside; 0.0 before anything was measured."""
+    images_done: int = 0
     sizes: tuple[SizeStats, ...] = ()
     """Of sizes seen lately, smallest first."""
     recompiles: int = 0

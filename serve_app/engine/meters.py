@@ -1,7 +1,7 @@
-"""What happened to the samples of each size: running means for metrics.
+"""What happened to the samples of each size: running means, and histograms over all sizes.
 
-Data flow: step batches and finished samples -> one meter per size -> `SizeStats`. The board's lock
-guards it. Must not import torch.
+Data flow: step batches and finished samples -> one meter per size -> `SizeStats`; and, without the
+size, which clients choose -> `Recorder`. The board's lock guards it. Must not import torch.
 """
 
 from collections import OrderedDict
@@ -10,6 +10,17 @@ from dataclasses import dataclass, field
 
 from serve_app.engine.job import SizeStats, Timings
 from serve_app.engine.schedule import Candidate, Shape
+from serve_app.metrics import (
+    DECODE_SECONDS,
+    DENOISE_SECONDS,
+    IMAGE_ENCODE_SECONDS,
+    PROMPT_ENCODE_SECONDS,
+    QUEUE_WAIT_SECONDS,
+    SILENT,
+    STEP_BATCH_OCCUPANCY,
+    STEP_SECONDS,
+    Recorder,
+)
 
 SIZES_MAX = 64  # clients choose sizes; metrics carry a series for each
 NEWEST_WEIGHT = 0.1  # in the running means: they follow a change in about ten events
@@ -41,6 +52,7 @@ class Meters:
 
     def __init__(self) -> None:
         self._meters: OrderedDict[Shape, _Meter] = OrderedDict()
+        self.record: Recorder = SILENT
 
     def stepped(self, shape: Shape, samples: int, seconds: float) -> None:
         """A step batch is over."""
@@ -48,6 +60,8 @@ class Meters:
         meter.batches += 1
         meter.steps += samples
         meter.step_time_s.add(seconds)
+        self.record.observe(STEP_SECONDS, seconds)
+        self.record.observe(STEP_BATCH_OCCUPANCY, samples)
 
     def finished(self, shape: Shape, timings: Timings) -> None:
         """An image is done."""
@@ -56,6 +70,12 @@ class Meters:
         meter.queued_s.add(timings.queued_s)
         meter.decode_s.add(timings.decode_s)
         meter.encode_image_s.add(timings.encode_image_s)
+        self.record.observe(QUEUE_WAIT_SECONDS, timings.queued_s)
+        self.record.observe(DENOISE_SECONDS, timings.denoise_s)
+        self.record.observe(DECODE_SECONDS, timings.decode_s)
+        self.record.observe(IMAGE_ENCODE_SECONDS, timings.encode_image_s)
+        if timings.encode_prompt_s > 0:  # else it came from the cache
+            self.record.observe(PROMPT_ENCODE_SECONDS, timings.encode_prompt_s)
 
     def stats(self, inside: Iterable[Candidate]) -> tuple[SizeStats, ...]:
         """A snapshot; `inside` are the samples that have steps left, sizes in order of pixels."""

@@ -11,8 +11,10 @@ from serve_app.ingress.admin import AdminApi, Fleet
 from serve_app.ingress.errors import on_app_error, on_http_exception, on_unexpected
 from serve_app.ingress.middleware import RequestEnvelope
 from serve_app.ingress.pages import Pages
+from serve_app.ingress.requestmetrics import RequestMetrics
 from serve_app.ingress.routes import Api
 from serve_app.metering.admin import LedgerAdmin
+from serve_app.metrics import SILENT, Recorder
 from serve_app.service import ImageService
 
 
@@ -21,14 +23,16 @@ def create_app(
     models_ready: Callable[[], Awaitable[bool]],
     ledger_admin: LedgerAdmin,
     fleet: Fleet,
+    record: Recorder = SILENT,
 ) -> ASGIApp:
     """The whole HTTP surface over a service.
 
     The envelope lies outside Starlette, so that it sees every reply and every failure.
     """
     api, admin = Api(service, models_ready), AdminApi(service, ledger_admin, fleet)
+    routes = [*api.routes(), *admin.routes(), *Pages(service.config).routes()]
     app = Starlette(
-        routes=[*api.routes(), *admin.routes(), *Pages(service.config).routes()],
+        routes=routes,
         exception_handlers={
             AppError: on_app_error,
             HTTPException: on_http_exception,
@@ -36,4 +40,4 @@ def create_app(
         },
     )
     app.router.redirect_slashes = False  # a redirect would drop the body of a POST
-    return RequestEnvelope(app)
+    return RequestEnvelope(app, RequestMetrics(record, routes))

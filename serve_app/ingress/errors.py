@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from serve_app.errors import AppError, MethodNotAllowed, RateLimitExceeded, UnknownRoute
 from serve_app.ingress.headers import rate_headers
+from serve_app.ingress.requestmetrics import note_error
 from serve_app.schema import ErrorBody, ErrorDetail
 
 
@@ -39,6 +40,7 @@ def error_response(error: AppError) -> Response:
 async def on_app_error(request: Request, exc: Exception) -> Response:
     """Starlette's handler for `AppError`."""
     assert isinstance(exc, AppError)
+    note_error(request.scope, exc)
     return error_response(exc)
 
 
@@ -56,4 +58,5 @@ async def on_http_exception(request: Request, exc: Exception) -> Response:
         error.allow = (exc.headers or {}).get("Allow")
     else:
         error = UnknownRoute(f"Unknown request URL: {request.method} {path}.")
+    note_error(request.scope, error)
     return error_response(error)

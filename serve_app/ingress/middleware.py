@@ -15,6 +15,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import AppError, UnknownRoute
 from serve_app.ingress.errors import error_response
+from serve_app.ingress.headers import REPLAYED
+from serve_app.ingress.requestmetrics import RequestMetrics, note_error
+from serve_app.metrics import SILENT
 from serve_app.observability import bind_request_id
 
 logger = logging.getLogger(__name__)
@@ -46,8 +49,9 @@ async def refuse_websocket(scope: Scope, receive: Receive, send: Send) -> None:
 class RequestEnvelope:
     """Wraps every request; knows nothing of routes."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: RequestMetrics | None = None) -> None:
         self.app = app
+        self.metrics = metrics or RequestMetrics(SILENT)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -70,27 +74,38 @@ class RequestEnvelope:
                 headers["x-request-id"] = request_id
                 headers["openai-processing-ms"] = str(elapsed_ms)
                 headers["x-content-type-options"] = "nosniff"
+                if REPLAYED in headers:
+                    self.metrics.replayed()
             elif message["type"] == "http.response.body":
                 complete = not message.get("more_body", False)
             await send(message)
 
         with bind_request_id(request_id):
             try:
-                if scope["path"].endswith("\n"):  # which the `$` of Starlette's routes lets pass
-                    error = UnknownRoute("Unknown request URL.")
-                    await error_response(error)(scope, receive, send_wrapped)
-                else:
-                    await self.app(scope, receive, send_wrapped)
+                await self._answer(scope, receive, send_wrapped)
             except Exception:
                 logger.exception("unexpected failure")
+                note_error(scope, AppError())
                 if status and not complete:
                     raise  # the reply has begun: only breaking it off tells the client
                 if not status:
                     await error_response(AppError())(scope, receive, send_wrapped)
             finally:
-                elapsed_ms = int((time.perf_counter() - started) * 1000)
-                shown = status or "cancelled"
-                level = logging.DEBUG if scope["path"] in PROBE_PATHS else logging.INFO
-                # Quoted again: a decoded line break would forge a line of the log.
-                what = (scope["method"], quote(scope["path"], errors="replace"), shown, elapsed_ms)
-                logger.log(level, "%s %s %s %d ms", *what)
+                self._ended(scope, status, time.perf_counter() - started)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not scope["path"].endswith("\n"):  # which the `$` of Starlette's routes lets pass
+            await self.app(scope, receive, send)
+            return
+        error = UnknownRoute("Unknown request URL.")
+        note_error(scope, error)
+        await error_response(error)(scope, receive, send)
+
+    def _ended(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count and log a request; status 0: its client left before there was a reply."""
+        self.metrics.ended(scope, status, seconds)
+        level = logging.DEBUG if scope["path"] in PROBE_PATHS else logging.INFO
+        # Quoted again: a decoded line break would forge a line of the log.
+        path = quote(scope["path"], errors="replace")
+        shown = status or "cancelled"
+        logger.log(level, "%s %s %s %d ms", scope["method"], path, shown, int(seconds * 1000))

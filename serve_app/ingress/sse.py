@@ -18,6 +18,7 @@ from serve_app.eventschema import CompletedEvent, PartialImageEvent, ProgressEve
 from serve_app.ingress.disconnect import disconnected
 from serve_app.ingress.errors import error_body
 from serve_app.ingress.headers import job_headers
+from serve_app.ingress.requestmetrics import note_error
 from serve_app.schema import Usage
 from serve_app.streaming import (
     Admitted,
@@ -64,7 +65,7 @@ class EventStream:
         except ClientGone:
             raise asyncio.CancelledError from None  # as when Serve cancels the handler
         else:
-            await _Writer(opened, send).run(reader, first)
+            await _Writer(opened, scope, send).run(reader, first)
         finally:
             # Twice cancelled, it goes on by itself: the hold must be settled.
             await asyncio.shield(asyncio.create_task(reader.close()))
@@ -73,7 +74,8 @@ class EventStream:
 class _Writer:
     """Sends the headers and the events of a stream that was opened."""
 
-    def __init__(self, opened: Opened, send: Send) -> None:
+    def __init__(self, opened: Opened, scope: Scope, send: Send) -> None:
+        self._scope = scope
         self._plan = opened.plan
         self._deadline = opened.deadline
         self._opened = opened
@@ -108,6 +110,7 @@ class _Writer:
             logger.exception("the stream failed")
             error = AppError()
         reader.ended = True
+        note_error(self._scope, error)
         await self._write(b"data: %b\n\n" % error_body(error).model_dump_json().encode())
         return None
 

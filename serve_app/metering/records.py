@@ -31,6 +31,16 @@ class OpenWork:
 
 
 @dataclass(frozen=True)
+class Pulse:
+    """What metrics show of the ledger."""
+
+    open_work: dict[str, OpenWork]
+    """By model id; a model without any is left out."""
+    imbalance: int
+    """Units that accounts hold beyond their open holds: 0, or the books are broken."""
+
+
+@dataclass(frozen=True)
 class Account:
     """An account with its balance."""
 

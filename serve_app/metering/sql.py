@@ -32,6 +32,7 @@ from serve_app.metering.batch import (
 from serve_app.metering.commit import GroupCommit
 from serve_app.metering.database import Database, is_outage
 from serve_app.metering.quota import invalid_key, no_quota
+from serve_app.metering.records import Pulse
 from serve_app.metering.types import (
     UNITS_MAX,
     Balance,
@@ -148,6 +149,10 @@ class SqlLedger:
         async with self._database.read() as connection:
             await connection.execute(sql.ANY_ACCOUNT)
 
+    async def pulse(self) -> Pulse:
+        """Cheap enough for every few seconds: reads open holds and accounts, never the entries."""
+        return await self._writes.finish(self._pulse())  # a stopping gateway cancels its caller
+
     async def close(self) -> None:
         """Let writes that were left running end, then close the connections."""
         await self._writes.drain()
@@ -168,6 +173,11 @@ class SqlLedger:
                 expired += await future is not None
             if len(overdue) < SWEEP_BATCH:
                 return expired
+
+    async def _pulse(self) -> Pulse:
+        async with self._database.read() as connection:
+            imbalance = (await connection.execute(sql.HELD_BEYOND_HOLDS)).scalar_one()
+        return Pulse(await self.admin.open_work(), int(imbalance))
 
     async def _resolve(
         self, hold_id: str, state: HoldState, units: int, reply: str | None = None

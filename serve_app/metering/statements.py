@@ -241,6 +241,12 @@ OPEN_WORK = (
 )
 """The state is spelled out, so that the partial index of open holds serves it."""
 
+HELD_BEYOND_HOLDS = select(
+    select(func.coalesce(func.sum(accounts.c.held), 0)).scalar_subquery()
+    - select(func.coalesce(func.sum(holds.c.units), 0)).where(OPEN).scalar_subquery()
+)
+"""In one statement, so at one moment: 0 as long as the books are right."""
+
 BALANCE = select(
     accounts.c.id, accounts.c.name, accounts.c.granted, accounts.c.captured, accounts.c.held
 ).where(accounts.c.id == bindparam("account_id"))

@@ -23,6 +23,7 @@ from obstore.store import from_url
 
 from serve_app.config import StoreConfig
 from serve_app.errors import ConfigError, ImageExpired, ImageNotFound, StoreUnavailable
+from serve_app.metrics import IMAGES_SWEPT, SILENT, STORE_FAILURES, STORE_PUT_SECONDS, Recorder
 from serve_app.storage.signing import UrlSigner, load_signing_key
 
 CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
@@ -39,6 +40,7 @@ SWEEP_CHUNK = 1000
 """Names listed and deleted at once: as many as one S3 request takes."""
 CONNECT_TIMEOUT_S = 2
 """Of a bucket; a store that does not even accept is down."""
+UNREADABLE = "The image store cannot be read right now."
 RETRIES_MAX = 2
 """obstore's own 10 would keep a request waiting for three minutes."""
 
@@ -59,7 +61,9 @@ class ImageStore:
         config: StoreConfig,
         signer: UrlSigner | None,
         now: Callable[[], float] = time.time,
+        record: Recorder = SILENT,
     ) -> None:
+        self._record = record
         self._backend = backend
         self._timeout_s = config.timeout_s
         self._public_url = public_url.rstrip("/")
@@ -70,7 +74,11 @@ class ImageStore:
 
     @classmethod
     def open(
-        cls, config: StoreConfig, public_url: str, now: Callable[[], float] = time.time
+        cls,
+        config: StoreConfig,
+        public_url: str,
+        now: Callable[[], float] = time.time,
+        record: Recorder = SILENT,
     ) -> "ImageStore":
         """Open the configured store; a local folder is made when missing."""
         signer = None
@@ -87,7 +95,7 @@ class ImageStore:
             backend = from_url(url, **options)
         except (BaseError, ValueError) as exc:
             raise ConfigError(f"store.url {config.url!r} cannot be opened: {exc}") from exc
-        return cls(backend, public_url, config, signer, now)
+        return cls(backend, public_url, config, signer, now, record)
 
     async def put(self, data: bytes, output_format: str, *, replayable: bool = False) -> str:
         """Store one encoded image, atomically; returns its id.
@@ -100,11 +108,13 @@ class ImageStore:
         if self._signer is None:  # a bucket serves the image itself; a folder keeps no attributes
             cache = f"private, max-age={self._ttl_s}, immutable"
             attributes = {"Content-Type": CONTENT_TYPES[output_format], "Cache-Control": cache}
+        started = time.perf_counter()
         try:
             async with asyncio.timeout(self._timeout_s):
                 await obstore.put_async(self._backend, _path(image_id), data, attributes=attributes)
         except (BaseError, OSError) as exc:  # TimeoutError is an OSError
-            raise StoreUnavailable("The image store cannot be written right now.") from exc
+            raise self._failed("put", "The image store cannot be written right now.") from exc
+        self._record.observe(STORE_PUT_SECONDS, time.perf_counter() - started)
         return image_id
 
     async def url(self, image_id: str) -> str:
@@ -114,7 +124,7 @@ class ImageStore:
             try:
                 signed: str = await obstore.sign_async(self._backend, "GET", _path(image_id), ttl)
             except (BaseError, OSError) as exc:
-                raise StoreUnavailable("The image store cannot sign URLs right now.") from exc
+                raise self._failed("sign", "The image store cannot sign URLs right now.") from exc
             return signed
         expires_at_s = int(self._now()) + self._ttl_s
         signature = self._signer.sign(image_id, expires_at_s)
@@ -151,7 +161,7 @@ class ImageStore:
         except FileNotFoundError:
             raise _gone() from None
         except (BaseError, OSError) as exc:
-            raise _unreadable() from exc
+            raise self._failed("read", UNREADABLE) from exc
 
     async def _get(self, image_id: str) -> bytes | None:
         try:
@@ -161,7 +171,7 @@ class ImageStore:
         except FileNotFoundError:
             return None
         except (BaseError, OSError) as exc:
-            raise _unreadable() from exc
+            raise self._failed("read", UNREADABLE) from exc
 
     async def delete(self, image_id: str) -> None:
         """Remove an image that will not be delivered; missing ones are fine."""
@@ -170,7 +180,7 @@ class ImageStore:
         except FileNotFoundError:
             return
         except (BaseError, OSError) as exc:
-            raise StoreUnavailable("The image store cannot be written right now.") from exc
+            raise self._failed("delete", "The image store cannot be written right now.") from exc
 
     async def sweep(self) -> int:
         """Delete the images that no URL opens any more and no key replays; returns how many.
@@ -197,8 +207,12 @@ class ImageStore:
         except FileNotFoundError:  # another sweep deletes what this one lists; the next one goes on
             return deleted
         except (BaseError, OSError) as exc:
-            raise StoreUnavailable("The image store cannot be swept right now.") from exc
+            raise self._failed("sweep", "The image store cannot be swept right now.") from exc
         return deleted
+
+    def _failed(self, operation: str, message: str) -> StoreUnavailable:
+        self._record.count(STORE_FAILURES, operation=operation)
+        return StoreUnavailable(message)
 
     async def _delete_all(self, paths: list[str]) -> int:
         if not paths:
@@ -206,8 +220,11 @@ class ImageStore:
         try:
             await obstore.delete_async(self._backend, paths)
         except FileNotFoundError:  # one of them is gone already, and the rest may be left
-            return sum([await self._delete_one(path) for path in paths])
-        return len(paths)
+            deleted = sum([await self._delete_one(path) for path in paths])
+        else:
+            deleted = len(paths)
+        self._record.count(IMAGES_SWEPT, deleted)
+        return deleted
 
     async def _delete_one(self, path: str) -> bool:
         try:
@@ -228,10 +245,6 @@ def _is_replayable(path: str) -> bool:
 
 def _gone() -> ImageExpired:
     return ImageExpired("The images of this request are no longer kept.")
-
-
-def _unreadable() -> StoreUnavailable:
-    return StoreUnavailable("The image store cannot be read right now.")
 
 
 def _client_options(timeout_s: float) -> dict[str, Any]:

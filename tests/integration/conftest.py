@@ -92,6 +92,8 @@ class Cluster:
     main: App
     strict: App
     document: dict[str, Any]
+    metrics_url: str
+    """Where Ray's agent exports metrics for Prometheus."""
 
     def deploy(self, document: dict[str, Any]) -> None:
         """What `serve deploy` does with a config file."""
@@ -175,6 +177,7 @@ def _document(folder: Path, port: int) -> dict[str, Any]:
             folder,
             "main",
             base,
+            metrics={"interval_s": 0.5, "by_account": True},
             models=[
                 {"id": "flux-mini", "engine": small, "num_cpus": 0.1},
                 {
@@ -218,7 +221,7 @@ def _document(folder: Path, port: int) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="fs-", ignore_cleanup_errors=True) as name:
-        folder, port = Path(name), free_port()
+        folder, port, metrics_port = Path(name), free_port(), free_port()
         build_random_flux(folder / "schnell", "schnell", "tiny")
         document = _document(folder, port)
         base = f"http://127.0.0.1:{port}"
@@ -230,6 +233,8 @@ def cluster() -> Iterator[Cluster]:
             object_store_memory=300_000_000,
             _temp_dir=str(folder / "r"),
             log_to_driver=False,
+            _metrics_export_port=metrics_port,
+            _system_config={"metrics_report_interval_ms": 1000},  # 10 s is long for a test
         )
         serve.start(
             proxy_location="HeadOnly",
@@ -247,6 +252,7 @@ def cluster() -> Iterator[Cluster]:
                     document["applications"][1]["args"]["ledger"]["url"],
                 ),
                 document,
+                f"http://127.0.0.1:{metrics_port}/metrics",
             )
             cluster.deploy(document)
             yield cluster

@@ -163,7 +163,8 @@ class ShakyLedger:
         return call
 
     async def capture(self, hold_id: str, units: int, reply: str | None = None) -> Resolution:
-        resolution: Resolution = await self.__getattr__("capture")(hold_id, units, reply)
+        kept = () if reply is None else (reply,)
+        resolution: Resolution = await self.__getattr__("capture")(hold_id, units, *kept)
         return resolution
 
 

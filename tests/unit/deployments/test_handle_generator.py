@@ -426,3 +426,15 @@ async def test_a_quote_starts_no_replica() -> None:
     assert handle.jobs == []
     handle = Handle(1.5)
     assert await with_replicas(handle, 1, 8).estimate(JOB) == 1.5
+
+
+async def test_each_death_of_a_replica_under_a_job_is_told() -> None:
+    deaths: list[str] = []
+    handle = Handle(RayActorError(), DRAWN)
+    dying = HandleGenerator(handle, replica_died=lambda: deaths.append("job"))  # type: ignore[arg-type]
+    await dying.generate(JOB)
+    stream = StreamHandle((QUEUED, ActorDiedError()), (QUEUED, FIRST, SECOND))
+    dying = HandleGenerator(stream, replica_died=lambda: deaths.append("stream"))  # type: ignore[arg-type]
+    async for _ in dying.stream(TWO):
+        pass
+    assert deaths == ["job", "stream"]
