@@ -33,18 +33,25 @@ class AdminVerbs(Operators):
     def routes(self) -> list[Route]:
         account, key = "/admin/v1/accounts/{account}", "/admin/v1/keys/{key_id}"
         return [
-            Route("/admin/v1/accounts", self.list_accounts, methods=["GET"]),
-            Route("/admin/v1/accounts", self.create_account, methods=["POST"]),
+            Route("/admin/v1/accounts", self.accounts, methods=["GET", "POST"]),
             Route(account, self.show_account, methods=["GET"]),
             Route(f"{account}/disable", self.disable, methods=["POST"]),
             Route(f"{account}/enable", self.enable, methods=["POST"]),
             Route(f"{account}/budgets", self.set_budgets, methods=["PUT"]),
             Route("/admin/v1/grants", self.grant, methods=["POST"]),
-            Route("/admin/v1/keys", self.list_keys, methods=["GET"]),
-            Route("/admin/v1/keys", self.create_key, methods=["POST"]),
+            Route("/admin/v1/keys", self.keys, methods=["GET", "POST"]),
             Route(f"{key}/limits", self.limit_key, methods=["PUT"]),
             Route(f"{key}/revoke", self.revoke_key, methods=["POST"]),
         ]
+
+    # One route each, so that the `Allow` of a 405 names both methods.
+    async def accounts(self, request: Request) -> Response:
+        post = request.method == "POST"
+        return await (self.create_account(request) if post else self.list_accounts(request))
+
+    async def keys(self, request: Request) -> Response:
+        post = request.method == "POST"
+        return await (self.create_key(request) if post else self.list_keys(request))
 
     async def list_accounts(self, request: Request) -> Response:
         admin = await self.read(request)

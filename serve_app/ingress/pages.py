@@ -80,12 +80,16 @@ class Pages:
     def routes(self) -> list[Route]:
         return [
             Route("/", self.playground, methods=["GET"]),
+            Route("/admin", self.admin, methods=["GET"]),
             Route("/web/start.json", self.start, methods=["GET"]),
             Route("/web/{name}", self.file, methods=["GET"]),
         ]
 
     async def playground(self, request: Request) -> Response:
         return _reply(request, static_files()["playground.html"])
+
+    async def admin(self, request: Request) -> Response:
+        return _reply(request, static_files()["admin.html"])
 
     async def file(self, request: Request) -> Response:
         found = static_files().get(request.path_params["name"])

@@ -59,6 +59,15 @@ export class Api {
     return this.#json(path, { ...options, method: "POST", body });
   }
 
+  put(path, body, options = {}) {
+    return this.#json(path, { ...options, method: "PUT", body });
+  }
+
+  /** What is to be saved as a file. */
+  async file(path) {
+    return (await this.#send(path, { method: "GET" })).blob();
+  }
+
   /** POST, and give each event of the answer to `onEvent`. */
   async stream(path, body, onEvent, options = {}) {
     const reply = await this.#send(path, { ...options, method: "POST", body });

@@ -7,6 +7,13 @@ export function units(value) {
   return whole.format(value);
 }
 
+const moment = new Intl.DateTimeFormat("en", { dateStyle: "medium", timeStyle: "short" });
+
+/** ISO 8601 -> "Nov 22, 2026, 2:05 PM", where the person is. */
+export function when(iso) {
+  return moment.format(new Date(iso));
+}
+
 /** Seconds -> "0.4 s", "12 s", "3 min". */
 export function duration(seconds) {
   if (seconds < 0.1) return "under 0.1 s";

@@ -1,15 +1,18 @@
-// The API key, for this tab only: sessionStorage ends with the tab and no other site can read it.
+// API keys, for this tab only: sessionStorage ends with the tab and no other site can read it. The admin
+// page keeps its own, as a key that opens it need not draw.
 
-const NAME = "flux-serve.key";
-
-export function storedKey() {
-  return sessionStorage.getItem(NAME);
+export function storedKey(page = "key") {
+  return sessionStorage.getItem(name(page));
 }
 
-export function storeKey(key) {
-  sessionStorage.setItem(NAME, key);
+export function storeKey(key, page = "key") {
+  sessionStorage.setItem(name(page), key);
 }
 
-export function forgetKey() {
-  sessionStorage.removeItem(NAME);
+export function forgetKey(page = "key") {
+  sessionStorage.removeItem(name(page));
+}
+
+function name(page) {
+  return `flux-serve.${page}`;
 }

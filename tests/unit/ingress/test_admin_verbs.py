@@ -175,6 +175,15 @@ async def test_a_slip_is_named_and_changes_nothing(
     assert await world.ledger.admin.list_acts() == before
 
 
+@pytest.mark.parametrize("path", [ACCOUNTS, KEYS])
+async def test_a_method_that_a_listing_does_not_have_is_told_both_that_it_has(
+    admin: httpx.AsyncClient, path: str
+) -> None:
+    reply = await admin.delete(path)
+    assert reply.status_code == 405
+    assert set(reply.headers["allow"].split(", ")) == {"GET", "HEAD", "POST"}
+
+
 async def test_a_key_may_expire(admin: httpx.AsyncClient) -> None:
     body = {"account": "alice", "expires_at": "2100-01-31T12:00:00+02:00", "scopes": ["admin"]}
     made = await ok(await admin.post(KEYS, json=body), 201)

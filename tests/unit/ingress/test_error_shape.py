@@ -1,6 +1,7 @@
 """Every failure of every route has OpenAI's error body, with its status, type and code."""
 
 import itertools
+import re
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -24,6 +25,21 @@ PATHS = [
     "/health",
     "/ready",
     "/openapi.json",
+    "/v1/usage",
+    "/admin/v1/status",
+    "/admin/v1/accounts",
+    "/admin/v1/accounts/nope",
+    "/admin/v1/accounts/nope/disable",
+    "/admin/v1/accounts/nope/enable",
+    "/admin/v1/accounts/nope/budgets",
+    "/admin/v1/grants",
+    "/admin/v1/keys",
+    "/admin/v1/keys/nope/limits",
+    "/admin/v1/keys/nope/revoke",
+    "/admin/v1/entries",
+    "/admin/v1/acts",
+    "/admin/v1/usage",
+    "/admin/v1/audit",
     # none of these exists
     "/v1",
     "/v1/",
@@ -36,8 +52,6 @@ PATHS = [
     "//v1/account",
     "/%00",
     "/%FF%FE",
-    "/admin/v1/status",
-    "/admin/v1/accounts",
     "/" + "x" * 5000,
 ]
 PUBLIC = {"/health", "/ready", "/openapi.json"}
@@ -50,8 +64,7 @@ def test_the_walk_knows_every_route(world: World) -> None:
     admin = AdminApi(world.service, world.ledger.admin, world.fleet)
     routes = {route.path for route in [*Api(world.service, ready).routes(), *admin.routes()]}
     filled = {
-        path.replace("{image_id}", "img_x.png").replace("{model_id:path}", "nope")
-        for path in routes
+        re.sub(r"{\w+(:path)?}", "nope", path.replace("{image_id}", "img_x.png")) for path in routes
     }
     assert filled <= set(PATHS)
 
@@ -75,7 +88,7 @@ async def test_every_route_and_method_answers_well_or_in_the_error_shape(
             assert reply.headers["x-should-retry"] == "false"
             if reply.status_code == 405:
                 assert error["code"] == "method_not_allowed"
-                assert set(reply.headers["allow"].split(", ")) <= {"GET", "HEAD", "POST"}
+                assert set(reply.headers["allow"].split(", ")) <= {"GET", "HEAD", "POST", "PUT"}
             if reply.status_code == 401:
                 assert (error["code"], error["param"]) == (None, None)
 

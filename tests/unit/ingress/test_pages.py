@@ -26,8 +26,22 @@ async def test_the_playground_is_at_the_root_and_needs_no_key(world: World) -> N
     assert len((await world.client(None).head("/")).content) == 0
 
 
+async def test_the_admin_page_needs_no_key_to_be_loaded(world: World) -> None:
+    reply = await get(world, "/admin")
+    assert reply.status_code == 200
+    assert reply.content == (FOLDER / "admin.html").read_bytes()
+    assert reply.headers["content-security-policy"]
+
+
 async def test_every_reply_carries_the_policy(world: World) -> None:
-    for path in ("/", "/web/shared.css", "/web/playground.js", "/web/icon.svg", "/web/start.json"):
+    for path in (
+        "/",
+        "/admin",
+        "/web/shared.css",
+        "/web/playground.js",
+        "/web/icon.svg",
+        "/web/start.json",
+    ):
         headers = (await get(world, path)).headers
         policy = headers["content-security-policy"]
         assert "unsafe" not in policy
