@@ -64,25 +64,41 @@ class ProxyGuard:
         request_id = request_id_from(Headers(scope=scope).get("x-request-id"))
         kept = [pair for pair in scope["headers"] if pair[0].lower() not in REPLACED_HEADERS]
         kept.append((b"x-request-id", request_id.encode("ascii")))
-        scope = {**scope, "headers": kept}
-        replaced = False
+        await _Exchange(request_id, send).run(self.app, {**scope, "headers": kept}, receive)
 
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                # Serve's proxy and the gateway each add one: leave exactly one.
-                MutableHeaders(scope=message)["x-request-id"] = request_id
-            await send(message)
 
-        async def send_guarded(message: Message) -> None:
-            nonlocal replaced
-            if message["type"] == "http.response.start" and _is_serves_own(message):
-                replaced = True
-                error = _translate(message["status"])
-                await error_response(error)(scope, receive, send_with_id)
-            elif not replaced:
-                await send_with_id(message)
+class _Exchange:
+    """One request and the reply that its client gets."""
 
-        await self.app(scope, receive, send_guarded)
+    def __init__(self, request_id: str, send: Send) -> None:
+        self._request_id = request_id
+        self._send_out = send
+        self._started = False
+        self._replaced: AppError | None = None
+
+    async def run(self, app: ASGIApp, scope: Scope, receive: Receive) -> None:
+        try:
+            await app(scope, receive, self._send)
+        except Exception:
+            if self._started:
+                raise  # the connection breaks: nobody must take half a reply for a whole one
+            logger.exception("Serve's proxy failed under request %s", self._request_id)
+        if not self._started:  # uvicorn would say so in plain text
+            error = self._replaced or AppError()
+            await error_response(error)(scope, receive, self._send_with_id)
+
+    async def _send(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and _is_serves_own(message):
+            self._replaced = _translate(message["status"])
+        elif self._replaced is None:
+            await self._send_with_id(message)
+
+    async def _send_with_id(self, message: Message) -> None:
+        self._started = True
+        if message["type"] == "http.response.start":
+            # Serve's proxy and the gateway each add one: leave exactly one.
+            MutableHeaders(scope=message)["x-request-id"] = self._request_id
+        await self._send_out(message)
 
 
 def _is_serves_own(message: Message) -> bool:

@@ -68,6 +68,37 @@ async def test_a_failure_of_serve_itself_has_our_shape(
     assert ("retry-after" in reply.headers) == (expected == 503)
 
 
+class FailingProxy(ServesProxy):
+    """Gives up after what it had to send, as when a gateway dies at the wrong moment."""
+
+    def __init__(self, failure: Exception | None, *sent: Message) -> None:
+        super().__init__(200, [])
+        self.failure, self.sent = failure, sent
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        for message in self.sent:
+            await send(message)
+        if self.failure is not None:
+            raise self.failure
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("secret"), None], ids=["raises", "returns"])
+async def test_a_proxy_that_answers_nothing_is_a_500_in_our_shape(
+    failure: Exception | None,
+) -> None:
+    reply = await ask(FailingProxy(failure), headers={"x-request-id": "mine-1"})
+    assert reply.status_code == 500
+    assert error_of(reply)["code"] == "internal_error"
+    assert reply.headers.get_list("x-request-id") == ["mine-1"]
+    assert "secret" not in reply.text
+
+
+async def test_a_reply_that_breaks_off_is_not_made_to_look_whole() -> None:
+    started = {"type": "http.response.start", "status": 200, "headers": JSON}
+    with pytest.raises(RuntimeError, match="gone"):
+        await ask(FailingProxy(RuntimeError("gone"), started))
+
+
 @pytest.mark.parametrize("status", [200, 400, 402, 500])
 async def test_a_json_reply_passes_byte_for_byte(status: int) -> None:
     headers = [*JSON, (b"x-compute-units", b"7"), (b"retry-after", b"3")]
