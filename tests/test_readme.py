@@ -1,6 +1,6 @@
-"""The README's examples work: each client's block runs against a served application.
+"""The examples of README and quickstart work: each runs against a served application.
 
-Data flow: README.md -> code blocks, address and key replaced -> a process of their own in an empty
+Data flow: pages -> code blocks, address and key replaced -> a process of their own in an empty
 folder -> exit status, files and links. Blocks that only start a server are left out.
 """
 
@@ -21,10 +21,13 @@ from tests.conftest import Served
 
 pytestmark = pytest.mark.serve
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "docs/quickstart.md")
+TEXT = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 PYTHON_BLOCKS = [text for language, text in BLOCKS if language == "python"]
 CURL_BLOCKS = [text for language, text in BLOCKS if language == "bash" and "curl " in text]
+DRAW_LINES = re.findall(r"^\.venv/bin/flux-serve (generate .*)$", TEXT, re.MULTILINE)
 ACCOUNT_LINES = [
     shlex.split(line, comments=True)[1:]
     for language, text in BLOCKS
@@ -62,15 +65,17 @@ def fetch(url: str) -> bytes:
         return data
 
 
-def test_the_readme_has_the_examples_it_promises() -> None:
-    assert len(CURL_BLOCKS) == 2
-    assert [("openai" in block, "atoma_sdk" in block) for block in PYTHON_BLOCKS] == [
-        (True, False),
-        (False, True),
+def test_the_pages_have_the_examples_they_promise() -> None:
+    kinds = [
+        "atoma" if "atoma_sdk" in block else "stream" if "stream=True" in block else "openai"
+        for block in PYTHON_BLOCKS
     ]
+    assert kinds == ["openai", "stream", "atoma"]
+    assert [("/quote" in block) for block in CURL_BLOCKS] == [False, False, True]
+    assert set(DRAW_LINES) == {"generate 'a red circle on a blue background' -o circle.png"}
 
 
-@pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=["openai", "atoma"])
+@pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=["openai", "stream", "atoma"])
 def test_python_block_draws_a_picture(block: str, served: Served, tmp_path: Path) -> None:
     script = tmp_path / "example.py"
     script.write_text(adapted(block, served), encoding="utf-8")
@@ -81,8 +86,24 @@ def test_python_block_draws_a_picture(block: str, served: Served, tmp_path: Path
     assert picture_size(picture.read_bytes()) == (int(expected[1]), int(expected[2]))
 
 
+def test_the_streaming_block_is_charged_once_when_it_runs_twice(
+    served: Served, tmp_path: Path
+) -> None:
+    """As the page says: the same picture, no previews and no charge the second time."""
+    [block] = [block for block in PYTHON_BLOCKS if "stream=True" in block]
+    script = tmp_path / "example.py"
+    script.write_text(adapted(block, served).replace("quickstart-1", "run-twice"), encoding="utf-8")
+    first = run([sys.executable, script.name], tmp_path)
+    picture, balance = (tmp_path / "hearts.png").read_bytes(), served.balance()
+    again = run([sys.executable, script.name], tmp_path)
+    assert first == f"preview 0\npreview 1\n{2 * 512 * 512} compute units\n"
+    assert again == f"{2 * 512 * 512} compute units\n"
+    assert (tmp_path / "hearts.png").read_bytes() == picture
+    assert served.balance()["captured"] == balance["captured"]
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-@pytest.mark.parametrize("block", CURL_BLOCKS, ids=["draw", "quote"])
+@pytest.mark.parametrize("block", CURL_BLOCKS, ids=["draw", "draw-small", "quote"])
 def test_curl_block_gets_an_answer(block: str, served: Served, tmp_path: Path) -> None:
     printed = run(["bash", "-euo", "pipefail", "-c", adapted(block, served)], tmp_path)
     answer = json.loads(printed)
@@ -96,7 +117,7 @@ def test_curl_block_gets_an_answer(block: str, served: Served, tmp_path: Path) -
 
 
 def test_the_command_line_draws_a_picture(served: Served, tmp_path: Path) -> None:
-    [line] = re.findall(r"^\.venv/bin/flux-serve (generate .*)$", README, re.MULTILINE)
+    line = DRAW_LINES[0]  # every page has the same one
     program = str(Path(sys.executable).with_name("flux-serve"))
     run([program, *shlex.split(line), "--url", served.url], tmp_path)
     [picture] = tmp_path.iterdir()
