@@ -1,8 +1,8 @@
 """Draws docs/images/flux-mini-gallery.png: prompts and what flux-mini makes of them.
 
-Data flow: PROMPTS -> the engine that serves (no Ray, no HTTP) -> tiles with their prompts -> one PNG.
-Every tile has the same seed, and the last row shows what lies outside the model's world: no picture
-is picked. Must not import ray.
+Data flow: PROMPTS -> the engine that serves, without Ray or HTTP -> tiles -> one PNG.
+Every tile has the same seed, and the last row shows what lies outside of the model's world: no
+picture is picked. Must not import ray.
 """
 
 import argparse
