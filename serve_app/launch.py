@@ -1,7 +1,8 @@
 """`flux-serve serve FILE`: Ray Serve's own `serve run`, plus a check before and a greeting after.
 
-Data flow: config file -> `check_config_file` -> child process `serve run FILE` -> poll `/ready` ->
-print URL, key and a request to paste. Signals go to the child; nothing here serves anything.
+Data flow: config file -> `check_config_file` -> child process (`deployments.foreground`: `serve
+run` that finishes its jobs before it stops) -> poll `/ready` -> print URL, key and a request to
+paste. Signals go to the child; nothing here serves anything.
 """
 
 import json
@@ -27,7 +28,8 @@ POLL_INTERVAL_S = 0.5
 PROBE_TIMEOUT_S = 5
 RESOURCES_VARIABLE = "RAY_OVERRIDE_RESOURCES"
 STOP_TIMEOUT_S = 60
-"""Ray stops in about 10 s; a replica may first finish its pictures."""
+"""Ray stops in about 10 s once the replicas have finished their jobs."""
+CHILD = "serve_app.deployments.foreground"
 
 
 def serve_file(path: Path) -> int:
@@ -43,7 +45,7 @@ def serve_file(path: Path) -> int:
     environment = {**os.environ, **made_up_gpus(path, config)}
     # The child gets a process group of its own, so that Ctrl-C reaches it once, through us.
     child = subprocess.Popen(
-        [str(Path(sys.executable).with_name("serve")), "run", str(path)],
+        [sys.executable, "-m", CHILD, str(path)],
         start_new_session=True,
         env=environment,
     )
@@ -52,7 +54,7 @@ def serve_file(path: Path) -> int:
             print(greeting(config, address), flush=True)
         return child.wait()
     except KeyboardInterrupt:
-        return _stop(child)
+        return _stop(child, config.limits.request_timeout_s + STOP_TIMEOUT_S)
 
 
 def made_up_gpus(path: Path, config: AppConfig) -> dict[str, str]:
@@ -128,10 +130,13 @@ def _wait_until_ready(child: subprocess.Popen[bytes], address: str) -> bool:
     return False
 
 
-def _stop(child: subprocess.Popen[bytes]) -> int:
-    child.send_signal(signal.SIGINT)
-    try:
-        return child.wait(STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        return child.wait()
+def _stop(child: subprocess.Popen[bytes], longest_s: float) -> int:
+    """Let the child finish its jobs; a second interrupt does not wait for them."""
+    for wait_s in (longest_s, STOP_TIMEOUT_S):
+        child.send_signal(signal.SIGINT)
+        try:
+            return child.wait(wait_s)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            continue
+    child.kill()
+    return child.wait()

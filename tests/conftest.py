@@ -26,6 +26,14 @@ ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 60
+FAULTS = 200
+"""As many as CI has time for; `--faults 1000` by hand."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of tests/faults; pytest reads them from here however it is called."""
+    parser.addoption("--faults", type=int, default=FAULTS, help="faults to inject (tests/faults)")
+    parser.addoption("--faults-seed", type=int, default=1, help="which faults, and which requests")
 
 
 def free_port() -> int:

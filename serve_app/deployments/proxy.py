@@ -83,7 +83,7 @@ class _Exchange:
             if self._started:
                 raise  # the connection breaks: nobody must take half a reply for a whole one
             logger.exception("Serve's proxy failed under request %s", self._request_id)
-        if not self._started:  # uvicorn would say so in plain text
+        if not self._started:  # a gateway died, say: uvicorn would tell it in plain text
             error = self._replaced or AppError()
             await error_response(error)(scope, receive, self._send_with_id)
 

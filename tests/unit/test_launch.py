@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 RUN = """
 import sys
 from pathlib import Path
-sys.executable = sys.argv[1]  # beside which the launcher looks for `serve`
+sys.executable = sys.argv[1]  # what the launcher starts
 from serve_app.launch import serve_file
 sys.exit(serve_file(Path(sys.argv[2])))
 """
@@ -35,12 +35,21 @@ class Ready(http.server.BaseHTTPRequestHandler):
         self.end_headers()
     def log_message(self, *args): pass
 print("serving", sys.argv[1:], flush=True)
-port = yaml.safe_load(open(sys.argv[2]))["http_options"]["port"]
+port = yaml.safe_load(open(sys.argv[-1]))["http_options"]["port"]
 try:
     http.server.HTTPServer(("127.0.0.1", port), Ready).serve_forever()
 except KeyboardInterrupt:
     print("stopped clean", flush=True)
 """
+STUBBORN_SERVE = SERVE.replace(
+    'print("stopped clean", flush=True)',
+    """print("drawing", flush=True)
+    import time
+    try:
+        time.sleep(600)
+    except KeyboardInterrupt:
+        print("stopped at once", flush=True)""",
+)
 FAILING_SERVE = f"#!{sys.executable}\nimport sys\nsys.exit(7)\n"
 Launch = Callable[[str], "subprocess.Popen[str]"]
 
@@ -62,7 +71,7 @@ def launch(tmp_path: Path, config: Path) -> Iterator[Launch]:
     processes: list[subprocess.Popen[str]] = []
 
     def run(script: str) -> "subprocess.Popen[str]":
-        serve = tmp_path / "serve"
+        serve = tmp_path / "python"
         serve.write_text(script, encoding="utf-8")
         serve.chmod(0o755)
         environment = {**os.environ, "no_proxy": "*"}
@@ -87,7 +96,7 @@ def test_it_greets_when_ready_and_stops_its_child_clean(
     process = launch(SERVE)
     assert process.stdout is not None
     lines = iter(process.stdout.readline, "")
-    assert next(lines) == f"serving ['run', '{config}']\n"
+    assert next(lines) == f"serving ['-m', 'serve_app.deployments.foreground', '{config}']\n"
     told = "".join(line for line, _ in zip(lines, range(9), strict=False))
     assert "flux-serve is ready at http://127.0.0.1:" in told
     assert "sk-local-development" in told
@@ -95,6 +104,18 @@ def test_it_greets_when_ready_and_stops_its_child_clean(
     rest, _ = process.communicate(timeout=60)
     assert rest.endswith("stopped clean\n")
     assert process.returncode == 0
+
+
+def test_a_second_ctrl_c_does_not_wait_for_running_jobs(launch: Launch) -> None:
+    process = launch(STUBBORN_SERVE)
+    assert process.stdout is not None
+    lines = iter(process.stdout.readline, "")
+    assert any("Ctrl-C stops it" in line for line in lines)
+    process.send_signal(signal.SIGINT)
+    assert any(line == "drawing\n" for line in lines)
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert rest == "stopped at once\n"
 
 
 def test_a_child_that_fails_gives_its_status(launch: Launch) -> None:

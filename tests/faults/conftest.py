@@ -1,0 +1,47 @@
+"""A cluster for all tests of this folder, and one application on it for each kind of ledger."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import yaml
+from ray import serve
+
+from tests.conftest import ROOT, free_port
+from tests.faults.system import APP, Platform, System, platform, prepare
+from tests.postgres import Postgres, postgres
+
+NOTICE_DEATHS = {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1"}
+"""Serve looks after its proxy every 10 s otherwise: each death would cost the run as much."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Platform]:
+    local = yaml.safe_load((ROOT / "configs" / "local.yaml").read_text())
+    with tempfile.TemporaryDirectory(prefix="ff-", ignore_cleanup_errors=True) as name:
+        with patch.dict(os.environ, NOTICE_DEATHS):
+            with platform(Path(name), free_port(), local["controller_options"]) as made:
+                made.add_node()
+                yield made
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    with postgres() as made:
+        yield made
+
+
+@pytest.fixture(scope="module", params=["postgresql", "sqlite"])
+def system(request: pytest.FixtureRequest, cluster: Platform) -> Iterator[System]:
+    """A deployed application with its own books and images."""
+    server = request.getfixturevalue("server") if request.param == "postgresql" else None
+    folder = cluster.folder / f"{request.module.__name__.rpartition('.')[2]}-{request.param}"
+    made = prepare(cluster, folder, server)
+    made.deploy()
+    yield made
+    serve.delete(APP)
+    if server is not None:
+        server.sql("DROP DATABASE flux WITH (FORCE)")

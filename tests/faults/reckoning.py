@@ -1,0 +1,158 @@
+"""Who got pictures, who paid, and whether the two agree: every hold against every client.
+
+Data flow: what clients saw (`Attempt`), how each hold ended (`HoldRow`) and what was killed when
+(`Fault`) -> `reckon` -> a count of each outcome, and a list of wrongs that must be empty. Pure.
+
+A picture may be paid for and not delivered in one way only: the process that was about to send it
+died after the charge. Such replies are counted (`charged, reply lost`); a client with an
+idempotency key gets them by asking again, so for those the count must be zero in the end.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from tests.faults.clients import Attempt
+
+SENDERS = ("gateway", "proxy", "node")
+"""Kills of these lose replies that were on their way."""
+FAILURES = {500, 503, 504}
+"""What a client may be told while things break. All are free, and worth another try."""
+MARGIN_S = 1.0
+"""A kill takes a moment to be seen by those who wait for the dead."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    kind: str
+    began: float
+    ended: float
+    """When it was over; for a kill, when what was killed was back."""
+
+
+@dataclass(frozen=True)
+class HoldRow:
+    """A hold as the database has it."""
+
+    id: str
+    request_id: str
+    units: int
+    captured_units: int
+    state: str
+
+
+@dataclass
+class Reckoning:
+    counts: Counter[str] = field(default_factory=Counter)
+    wrongs: list[str] = field(default_factory=list)
+    charged: int = 0
+    """Units captured for the attempts that were reckoned."""
+
+
+def reckon(
+    attempts: Sequence[Attempt], holds: Iterable[HoldRow], faults: Sequence[Fault]
+) -> Reckoning:
+    """Compare; every hold must belong to an attempt and have ended."""
+    by_request = {hold.request_id: hold for hold in holds}
+    found = Reckoning()
+    keyed: dict[str, list[tuple[Attempt, HoldRow | None]]] = {}
+    for attempt in attempts:
+        hold = by_request.pop(attempt.request_id, None)
+        if hold is not None and hold.state == "open":
+            _wrong(found, attempt, hold, "its hold never ended")
+        if problem := _reply_problem(attempt, faults):
+            _wrong(found, attempt, hold, problem)
+        if attempt.key is not None:
+            keyed.setdefault(attempt.key, []).append((attempt, hold))
+            found.charged += hold.captured_units if hold else 0
+            _note_key(found, attempt, hold)
+            continue
+        charged = hold.captured_units if hold else 0
+        found.charged += charged
+        outcome = _outcome(attempt, charged, faults)
+        if outcome is None:
+            _wrong(found, attempt, hold, "charge and delivery disagree")
+        else:
+            found.counts[outcome] += 1
+    for hold in by_request.values():
+        found.wrongs.append(f"a hold of nobody: {hold}")
+    _close_keys(found, keyed)
+    return found
+
+
+def _wrong(found: Reckoning, attempt: Attempt, hold: HoldRow | None, problem: str) -> None:
+    seen = f"status {attempt.status}, error {attempt.error}, pictures {len(attempt.pictures)}"
+    more = f"finished {attempt.finished}, left {attempt.left}, broken {attempt.broken!r}"
+    times = f"{attempt.began:.2f} to {attempt.ended:.2f}"
+    found.wrongs.append(
+        f"{problem}: {attempt.request_id} {attempt.body} {times}; {seen}, {more}; {hold}"
+    )
+
+
+def _reply_problem(attempt: Attempt, faults: Sequence[Fault]) -> str:
+    """What this client should not have seen; empty if all is well."""
+    if attempt.wrong:
+        return attempt.wrong
+    if attempt.left:
+        return ""
+    if attempt.broken or not attempt.finished:
+        # A reply in the middle of its stream can only break off when its gateway dies.
+        senders = SENDERS if attempt.status is not None else ("proxy",)
+        return "" if _during(attempt, faults, senders) else "a broken connection"
+    if attempt.status == 200:
+        if attempt.error is None and attempt.streams and len(attempt.pictures) != attempt.n:
+            return "a stream that ends early and does not say why"
+        return ""
+    if attempt.status == 409 and attempt.key is not None:
+        code = attempt.error["code"] if attempt.error else None
+        return "" if code == "idempotency_key_in_use" else "a key that is its own is refused"
+    return "" if attempt.status in FAILURES else "an unexpected status"
+
+
+def _outcome(attempt: Attempt, charged: int, faults: Sequence[Fault]) -> str | None:
+    """What became of a request without a key; None when nothing may end so."""
+    delivered = attempt.price(attempt.n if attempt.served else len(attempt.pictures))
+    if charged == delivered:
+        return "delivered and charged" if charged else _free(attempt)
+    if charged < delivered:
+        # Streams are charged after they were sent: who dies in between gives them away.
+        given = attempt.streams and _during(attempt, faults, (*SENDERS, "database", "stall"))
+        return "given away" if given else None
+    if attempt.left:
+        return "charged, client left"
+    return "charged, reply lost" if _during(attempt, faults, SENDERS) else None
+
+
+def _free(attempt: Attempt) -> str:
+    if attempt.left:
+        return "client left, free"
+    return f"failed, free: {attempt.error['code'] if attempt.error else 'connection lost'}"
+
+
+def _during(attempt: Attempt, faults: Sequence[Fault], kinds: Sequence[str]) -> bool:
+    return any(
+        any(kind in fault.kind for kind in kinds)
+        and fault.began <= attempt.ended
+        and attempt.began <= fault.ended + MARGIN_S
+        for fault in faults
+    )
+
+
+def _note_key(found: Reckoning, attempt: Attempt, hold: HoldRow | None) -> None:
+    if hold is not None and hold.captured_units and not attempt.served:
+        found.counts["with a key: charged, got by asking again"] += 1
+    elif attempt.served:
+        found.counts["with a key: replayed" if hold is None else "with a key: drawn"] += 1
+    else:
+        found.counts["with a key: tried again"] += 1
+
+
+def _close_keys(found: Reckoning, keyed: "dict[str, list[tuple[Attempt, HoldRow | None]]]") -> None:
+    """Under a key there is one job: delivered in the end, and charged once."""
+    for key, tries in keyed.items():
+        last = tries[-1][0]
+        if not last.served:
+            found.wrongs.append(f"key {key} never got its pictures: {last}")
+        charged = sum(hold.captured_units for _, hold in tries if hold)
+        if charged != last.price(last.n):
+            found.wrongs.append(f"key {key} was charged {charged}: {tries}")

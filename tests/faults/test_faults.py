@@ -1,0 +1,82 @@
+"""Kills, stalls and outages at random moments under load: no money is lost, and no picture.
+
+`--faults N` and `--faults-seed S` make it longer, or another one.
+"""
+
+import sys
+
+import pytest
+
+from tests.faults.clients import Attempt, Load, show
+from tests.faults.injector import Injector
+from tests.faults.reckoning import Reckoning, reckon
+from tests.faults.system import KEY, System, eventually
+
+pytestmark = pytest.mark.serve
+
+BATCH = 25
+"""Faults between two looks at a system that is left alone."""
+RECOVERY_S = 120
+WRONGS_SHOWN = 10
+
+
+@pytest.mark.timeout(0)  # as long as `--faults` asks for; every wait in it has its own limit
+def test_whatever_dies_the_books_agree_with_what_clients_got(
+    system: System, pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seed = pytestconfig.getoption("--faults-seed")
+    share = 3 if system.database else 1  # of four: a database server has more ways to fail
+    total = max(1, pytestconfig.getoption("--faults") * share // 4)
+    injector = Injector(system, seed)
+    with Load(system.url, KEY, seed) as load:
+        while len(injector.faults) < total:
+            load.resume()
+            for _ in range(min(BATCH, total - len(injector.faults))):
+                injector.strike()
+            load.pause(eventually)
+            check_calm(system, load)
+    eventually(system.settled, "every hold has ended")
+    system.check_books()
+    found = reckon(load.attempts, system.holds(), injector.faults)
+    report(found, injector, load.attempts, capsys)
+    assert not found.wrongs
+    assert found.counts["delivered and charged"] > total  # it was a load
+    assert system.captured() == found.charged
+
+
+def check_calm(system: System, load: Load) -> None:
+    """Left alone, the system recovers, serves everything, and its books and links are right."""
+    eventually(system.healthy, "it recovers by itself", RECOVERY_S)
+    system.check_books()
+    for attempt in load.round():
+        assert attempt.served, attempt
+    check_pictures(load)
+
+
+def check_pictures(load: Load) -> None:
+    """Every file and every link that a client got is a picture of what it asked for."""
+    for attempt in load.attempts:
+        files = [file for file in attempt.pictures.values() if file]
+        for url, reply in load.fetch(attempt.urls):
+            assert reply.status_code == 200, (url, reply.text, attempt)
+            files.append(reply.content)
+        for file in files:
+            assert not show(file, attempt), attempt
+        attempt.forget_bytes()
+
+
+def report(
+    found: Reckoning,
+    injector: Injector,
+    attempts: list[Attempt],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    kinds = [fault.kind for fault in injector.faults]
+    lines = [
+        f"{len(attempts)} requests, {len(kinds)} faults:",
+        *(f"{kinds.count(kind):6} {kind}" for kind in sorted(set(kinds))),
+        *(f"{count:6} {outcome}" for outcome, count in sorted(found.counts.items())),
+        *(f"WRONG: {wrong}" for wrong in found.wrongs[:WRONGS_SHOWN]),
+    ]
+    with capsys.disabled():
+        sys.stdout.write("\n" + "\n".join(lines) + "\n")

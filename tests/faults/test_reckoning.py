@@ -1,0 +1,125 @@
+"""The reckoning itself: it finds each kind of wrong, and takes no honest run for one."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.faults.clients import Attempt
+from tests.faults.reckoning import Fault, HoldRow, reckon
+
+PRICE = 256 * 256
+ERROR = {"message": "no", "type": "server_error", "param": None, "code": "internal_error"}
+KILL = Fault("kill gateway", 10.5, 10.5)
+PROXY = Fault("kill proxy", 10.5, 12.0)
+
+
+def attempt(name: str = "r", **seen: Any) -> Attempt:
+    stream = seen.pop("stream", False)
+    body = {"size": "256x256", "n": 2, "stream": stream}
+    made = Attempt(name, body, began=10.0, ended=11.0)
+    return replace(made, **seen)
+
+
+def served(name: str = "r", **seen: Any) -> Attempt:
+    return attempt(name, **{"status": 200, "finished": True, "pictures": {0: b"", 1: b""}, **seen})
+
+
+def failed(status: int = 500, **seen: Any) -> Attempt:
+    return attempt(**{"status": status, "finished": True, "error": ERROR, **seen})
+
+
+def hold(units: int, name: str = "r", state: str = "") -> HoldRow:
+    return HoldRow(f"hold-{name}", name, 2 * PRICE, units, state or "captured" * bool(units) or "x")
+
+
+@pytest.mark.parametrize(
+    ("seen", "units", "faults", "outcome"),
+    [
+        (served(), 2 * PRICE, [], "delivered and charged"),
+        (failed(), 0, [], "failed, free: internal_error"),
+        (failed(503), 0, [], "failed, free: internal_error"),
+        (attempt(left=True), 0, [], "client left, free"),
+        (attempt(left=True), 2 * PRICE, [], "charged, client left"),
+        (failed(), 2 * PRICE, [KILL], "charged, reply lost"),
+        (attempt(broken="reset"), 2 * PRICE, [PROXY], "charged, reply lost"),
+        (attempt(broken="refused"), 0, [PROXY], "failed, free: connection lost"),
+        (served(stream=True), 2 * PRICE, [], "delivered and charged"),
+        (
+            failed(200, stream=True, pictures={0: b""}),
+            PRICE,
+            [],
+            "delivered and charged",
+        ),
+        (
+            attempt(stream=True, status=200, pictures={0: b""}, broken="cut"),
+            0,
+            [KILL],
+            "given away",
+        ),
+    ],
+)
+def test_an_honest_end_is_counted(
+    seen: Attempt, units: int, faults: list[Fault], outcome: str
+) -> None:
+    found = reckon([seen], [hold(units)], faults)
+    assert found.wrongs == []
+    assert found.counts == {outcome: 1}
+    assert found.charged == units
+
+
+@pytest.mark.parametrize(
+    ("seen", "units", "faults"),
+    [
+        (served(), 0, []),  # given away without a stream
+        (served(), 0, [KILL]),
+        (served(), PRICE, []),
+        (failed(), 2 * PRICE, []),  # charged for nothing, and nothing had been killed
+        (failed(), 2 * PRICE, [Fault("kill model", 10.5, 10.5)]),
+        (failed(), 2 * PRICE, [Fault("kill gateway", 2.0, 2.0)]),  # not at that time
+        (failed(400), 0, []),
+        (failed(429), 0, []),
+        (attempt(broken="reset"), 0, []),
+        (attempt(broken="reset"), 0, [KILL]),  # the proxy would have answered
+        (served(wrong="no JSON"), 2 * PRICE, []),
+        (served(stream=True, pictures={0: b""}), PRICE, []),  # an image short, and not a word
+        (served(stream=True), PRICE, []),
+        (failed(200, stream=True, pictures={0: b""}), 2 * PRICE, []),
+    ],
+)
+def test_a_wrong_end_is_found(seen: Attempt, units: int, faults: list[Fault]) -> None:
+    assert reckon([seen], [hold(units)], faults).wrongs
+
+
+def test_a_hold_that_never_ends_is_found() -> None:
+    assert reckon([failed()], [hold(0, state="open")], []).wrongs
+
+
+def test_a_hold_that_nobody_asked_for_is_found() -> None:
+    assert reckon([], [hold(0)], []).wrongs
+
+
+def test_a_key_is_charged_once_however_often_it_is_tried() -> None:
+    lost, got = failed(key="k"), served("again", key="k")
+    found = reckon([lost, got], [hold(2 * PRICE)], [KILL])
+    assert found.wrongs == []
+    assert found.counts["with a key: charged, got by asking again"] == 1
+
+
+@pytest.mark.parametrize(
+    ("tries", "holds"),
+    [
+        ([failed(key="k")], [hold(2 * PRICE)]),
+        ([failed(key="k")], []),
+        ([served(key="k")], []),
+        (
+            [failed(key="k"), served("again", key="k")],
+            [hold(2 * PRICE), hold(2 * PRICE, "again")],
+        ),
+    ],
+    ids=["paid and never got", "never got", "free", "paid twice"],
+)
+def test_what_may_not_happen_under_a_key_is_found(
+    tries: list[Attempt], holds: list[HoldRow]
+) -> None:
+    assert reckon(tries, holds, [KILL]).wrongs
