@@ -186,24 +186,25 @@ class Load:
 
     async def _insist(self, http: httpx.AsyncClient, rng: random.Random, name: str) -> None:
         """One job under one idempotency key, until its pictures are here."""
-        body = {**self._body(rng), "stream": False}
+        body = self._body(rng, streams=0.0)
         deadline = time.monotonic() + KEYED_TIMEOUT_S
         tries = 0
         while time.monotonic() < deadline:
             tries += 1
             leaves = rng.uniform(0.0, 0.6) if rng.random() < 0.2 else None
             attempt = await self._ask(http, body, f"{name}-try-{tries}", leaves_s=leaves, key=name)
-            if attempt.served or attempt.wrong:
+            refused = attempt.status is not None and 400 <= attempt.status < 500
+            if attempt.served or attempt.wrong or (refused and attempt.status != 409):
                 return
             await asyncio.sleep(RETRY_S)
 
-    def _body(self, rng: random.Random) -> dict[str, Any]:
+    def _body(self, rng: random.Random, streams: float = 0.3) -> dict[str, Any]:
         body: dict[str, Any] = {
             "prompt": f"a red circle, number {rng.randrange(10**6)}",
             "size": rng.choice(SIZES),
             "n": rng.choice((1, 1, 2, 3)),
             "output_format": rng.choice(FORMATS),
-            "stream": rng.random() < 0.3,
+            "stream": rng.random() < streams,
         }
         if not body["stream"]:
             body["response_format"] = rng.choice(("url", "b64_json"))

@@ -66,7 +66,7 @@ class Rolling:
             for one in self.application["deployments"]
         )
 
-    def set(self, deployment: str, **options: Any) -> None:
+    def change(self, deployment: str, **options: Any) -> None:
         (entry,) = (one for one in self.application["deployments"] if one["name"] == deployment)
         entry.update(options)
 
@@ -116,7 +116,7 @@ def check(app: App, replies: list[httpx.Response], captured: int) -> None:
 def test_new_batching_knobs_under_load_lose_no_request(rolling: Rolling) -> None:
     before, replicas = rolling.app.books()["captured"], rolling.replicas()
     with traffic(rolling.app) as replies:
-        rolling.set(MODEL, user_config={"max_batch_size": 3, "batch_wait_timeout_s": 0.001})
+        rolling.change(MODEL, user_config={"max_batch_size": 3, "batch_wait_timeout_s": 0.001})
         rolling.deploy()
     check(rolling.app, replies, before)
     assert rolling.replicas() == replicas
@@ -126,10 +126,10 @@ def test_new_batching_knobs_under_load_lose_no_request(rolling: Rolling) -> None
 def test_fewer_replicas_under_load_lose_no_request(rolling: Rolling, deployment: str) -> None:
     before = rolling.app.books()["captured"]
     with traffic(rolling.app) as replies:
-        rolling.set(deployment, num_replicas=1)
+        rolling.change(deployment, num_replicas=1)
         rolling.deploy()
     check(rolling.app, replies, before)
-    rolling.set(deployment, num_replicas=2)
+    rolling.change(deployment, num_replicas=2)
     rolling.deploy()
 
 
