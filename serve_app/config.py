@@ -43,6 +43,9 @@ __all__ = [
 ModelName = Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z0-9._:-]+(/[A-Za-z0-9._:-]+)*$")]
 """As on the hub. It stands in a path, in the header `x-model` and in a deployment's name."""
 Quality = Literal["low", "medium", "standard", "auto", "hd", "high", "xhigh", "max"]
+ReplicaResource = Annotated[float, Field(ge=0.0001, le=1_000_000)]
+"""Ray counts resources in units of 0.0001."""
+RAYS_RESOURCES = frozenset({"CPU", "GPU", "memory", "object_store_memory"})
 
 
 class ModelConfig(Section):
@@ -88,6 +91,19 @@ class ModelConfig(Section):
     )
     num_gpus: float = Field(0, ge=0, description="GPUs pinned to each replica.")
     num_cpus: float = Field(1, ge=0, description="CPUs reserved for each replica.")
+    accelerator_type: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9_-]+$",
+        max_length=63,
+        description="Kind of GPU that each replica must have, by Ray's name (`H100`, `L4`); null "
+        "takes any. Where KubeRay makes nodes as needed, use `resources`: its autoscaler does not "
+        "know what kind a node will have that is not there.",
+    )
+    resources: dict[str, ReplicaResource] = Field(
+        default={},
+        description="Custom resources that each replica takes, by name: it goes only to nodes that "
+        "were started with them.",
+    )
     engine: EngineConfig = Field(EngineConfig(), description="The replica's engine.")
     batching: BatchingConfig = Field(
         BatchingConfig(),
@@ -111,6 +127,14 @@ class ModelConfig(Section):
         if isinstance(data, dict) and data.get("id") in MODEL_DEFAULTS:
             return {**MODEL_DEFAULTS[data["id"]], **data}
         return data
+
+    @model_validator(mode="after")
+    def _places_agree(self) -> Self:
+        if self.accelerator_type is not None and not self.num_gpus:
+            raise ValueError("accelerator_type names a kind of GPU, but num_gpus is 0")
+        if taken := sorted(RAYS_RESOURCES & set(self.resources)):
+            raise ValueError(f"resources names {taken}: those are num_cpus, num_gpus and Ray's own")
+        return self
 
     @model_validator(mode="after")
     def _limits_agree(self) -> Self:

@@ -84,6 +84,10 @@ def serving_host() -> str | None:
 
 def _model(model: ModelConfig, shutdown_s: float) -> serve.Application:
     options: dict[str, Any] = {"num_cpus": model.num_cpus, "num_gpus": model.num_gpus}
+    if model.accelerator_type is not None:
+        options["accelerator_type"] = model.accelerator_type
+    if model.resources:
+        options["resources"] = dict(model.resources)
     deployment = serve.deployment(
         FluxModel,
         name=model.deployment_name,

@@ -49,7 +49,7 @@ class Fleet:
         self._asking = asyncio.Lock()
         self._asked_s = 0.0
         self._answer: Mapping[str, ReplicaStatus] | None = None
-        self._most: Mapping[str, int] = {}
+        self._deployments: Mapping[str, DeploymentDetails | None] = {}
 
     async def __call__(self) -> Mapping[str, ReplicaStatus]:
         """By model id. Raises `Unavailable` when the controller does not answer."""
@@ -59,6 +59,11 @@ class Fleet:
                 self._asked_s = time.monotonic()
             return self._answer
 
+    async def deployments(self) -> Mapping[str, DeploymentDetails | None]:
+        """What Serve says of each model, by model id; None of one that is not deployed."""
+        await self()
+        return self._deployments
+
     async def bounds(self, model_id: str) -> ReplicaBounds | None:
         """Of one model; None when the controller does not answer soon, as a job must not wait."""
         try:
@@ -66,7 +71,7 @@ class Fleet:
                 status = (await self())[model_id]
         except (TimeoutError, Unavailable):
             return None
-        return ReplicaBounds(status.running, self._most[model_id])
+        return ReplicaBounds(status.running, _most(self._deployments[model_id]))
 
     def _ask(self) -> Mapping[str, ReplicaStatus]:
         try:
@@ -78,7 +83,7 @@ class Fleet:
         application = details.applications.get(name)
         deployments = application.deployments if application is not None else {}
         found = {model.id: deployments.get(model.deployment_name) for model in self._models}
-        self._most = {model_id: _most(deployment) for model_id, deployment in found.items()}
+        self._deployments = found
         return {model_id: _counts(deployment) for model_id, deployment in found.items()}
 
 

@@ -7,14 +7,11 @@ old replies and images.
 
 import asyncio
 import logging
-import time
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from ray import serve
-from ray.exceptions import RayError
 from ray.serve._private.constants import RAY_SERVE_ENABLE_DIRECT_INGRESS
-from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
@@ -24,6 +21,7 @@ from serve_app.deployments.gatewaywatch import watch_forever
 from serve_app.deployments.generator import HandleGenerator
 from serve_app.deployments.proxy import warn_if_unguarded
 from serve_app.deployments.rayrecorder import gateway_recorder
+from serve_app.deployments.readiness import Readiness
 from serve_app.engine.source import model_info
 from serve_app.errors import AppError
 from serve_app.ingress.app import create_app
@@ -39,10 +37,6 @@ from serve_app.storage.sweep import sweep_forever
 
 logger = logging.getLogger(__name__)
 
-READINESS_MAX_AGE_S = 1.0
-"""How long an answer of Serve's controller is reused: probes must not load it."""
-ABLE_STATES = frozenset({"HEALTHY", "UPSCALING", "DOWNSCALING"})
-"""States in which a model can take a job; scaled to zero counts, as a job wakes it."""
 DRAIN_S = 10.0
 """How long a stopping gateway waits for resolutions under way; the rest is left to expiry."""
 
@@ -85,7 +79,8 @@ class _Gateway:
         self.service = ImageService(config, Catalogue(tuple(served)), ledger, store, generators)
         watching = watch_forever(self.ledger, self.fleet, self.record, config)
         self._watcher = asyncio.create_task(watching)
-        self._ready: tuple[float, bool] = (0.0, False)
+        self._ready = Readiness(config.models, self.fleet)
+        self._ready_watcher = asyncio.create_task(self._ready.watch())
         self._sweeper = asyncio.create_task(self._sweep_holds())
         self._image_sweeper = None
         if store is not None and config.store and config.store.sweep_interval_s is not None:
@@ -93,9 +88,7 @@ class _Gateway:
             self._image_sweeper = asyncio.create_task(sweeping)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return create_app(
-            self.service, self._models_ready, self.ledger.admin, self.fleet, self.record
-        )
+        return create_app(self.service, self._ready, self.ledger.admin, self.fleet, self.record)
 
     async def _sweep_holds(self) -> None:
         """Expire holds that a crash left open, forget old replies: at start, then regularly."""
@@ -112,33 +105,13 @@ class _Gateway:
                 logger.warning("expired holds were not swept: the ledger is unavailable")
             await asyncio.sleep(self.config.ledger.sweep_interval_s)
 
-    async def _models_ready(self) -> bool:
-        asked_s, ready = self._ready
-        if time.monotonic() - asked_s > READINESS_MAX_AGE_S:
-            ready = await asyncio.to_thread(self._ask_controller)
-            self._ready = (time.monotonic(), ready)
-        return ready
-
-    def _ask_controller(self) -> bool:
-        names = {model.deployment_name for model in self.config.models}
-        try:
-            applications = serve.status().applications
-        except (RayError, RayServeException):
-            logger.warning("Serve's controller does not answer", exc_info=True)
-            return False
-        for app in applications.values():
-            for name, deployment in app.deployments.items():
-                running = deployment.replica_states.get("RUNNING", 0)
-                if name in names and (running or deployment.status.value in ABLE_STATES):
-                    return True
-        return False
-
     async def __del__(self) -> None:
         """Serve awaits this once the gateway has drained its requests."""
         if not hasattr(self, "_sweeper"):
             return  # the constructor failed
         self._sweeper.cancel()
         self._watcher.cancel()
+        self._ready_watcher.cancel()
         if self._image_sweeper is not None:
             self._image_sweeper.cancel()
         try:

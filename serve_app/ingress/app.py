@@ -20,7 +20,7 @@ from serve_app.service import ImageService
 
 def create_app(
     service: ImageService,
-    models_ready: Callable[[], Awaitable[bool]],
+    why_not_ready: Callable[[], Awaitable[str | None]],
     ledger_admin: LedgerAdmin,
     fleet: Fleet,
     record: Recorder = SILENT,
@@ -29,7 +29,7 @@ def create_app(
 
     The envelope lies outside Starlette, so that it sees every reply and every failure.
     """
-    api, admin = Api(service, models_ready), AdminApi(service, ledger_admin, fleet)
+    api, admin = Api(service, why_not_ready), AdminApi(service, ledger_admin, fleet)
     routes = [*api.routes(), *admin.routes(), *Pages(service.config).routes()]
     app = Starlette(
         routes=routes,

@@ -42,10 +42,10 @@ from serve_app.service import ImageService
 
 @dataclass
 class Api:
-    """What the handlers share. `models_ready` tells whether at least one model can serve."""
+    """What the handlers share. `why_not_ready` is None when a model can serve."""
 
     service: ImageService
-    models_ready: Callable[[], Awaitable[bool]]
+    why_not_ready: Callable[[], Awaitable[str | None]]
     started_s: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
@@ -147,8 +147,8 @@ class Api:
 
     async def ready(self, request: Request) -> Response:
         await self.service.ledger.ping()
-        if not await self.models_ready():
-            raise Unavailable("No model can serve yet.")
+        if reason := await self.why_not_ready():
+            raise Unavailable(reason)
         return _json(HealthResponse(message="ready"))
 
     async def openapi(self, request: Request) -> Response:

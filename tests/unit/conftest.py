@@ -74,8 +74,8 @@ async def build_world(folder: Path, granted: int, sections: dict[str, Any]) -> W
     generators = {model.id: generator for model in config.models}
     service = ImageService(config, catalogue(config), shaky, store, generators)
 
-    async def models_ready() -> bool:
-        return world.models_ready
+    async def why_not_ready() -> str | None:
+        return None if world.models_ready else "No model can serve yet."
 
     async def fleet() -> Mapping[str, ReplicaStatus]:
         return await world.fleet()
@@ -87,7 +87,7 @@ async def build_world(folder: Path, granted: int, sections: dict[str, Any]) -> W
         store=store,
         generator=generator,
         service=service,
-        app=create_app(service, models_ready, ledger.admin, fleet),
+        app=create_app(service, why_not_ready, ledger.admin, fleet),
         key=made.secret,
         principal=await ledger.authenticate(made.secret),
     )

@@ -165,3 +165,18 @@ def test_compiling_without_sizes_to_compile_is_refused() -> None:
         ModelConfig.model_validate(model)
     model["engine"] = {"optimize": optimize, "warm_up_sizes": ["256x256"]}
     assert ModelConfig.model_validate(model).engine.optimize.compile_transformer == "dynamic"
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"accelerator_type": "H100"}, "num_gpus is 0"),
+        ({"num_gpus": 1, "accelerator_type": "nvidia h100"}, "accelerator_type"),
+        ({"resources": {"GPU": 1}}, "num_gpus"),
+        ({"resources": {"memory": 1}}, "Ray's own"),
+        ({"resources": {"fast": 0}}, "resources.fast"),
+    ],
+)
+def test_where_a_model_runs_must_make_sense(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(complaint)):
+        ModelConfig.model_validate({"id": "x", "source": "y", **changes})

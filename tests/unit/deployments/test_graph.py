@@ -59,6 +59,24 @@ def test_a_model_gets_its_devices_its_name_and_a_queue_that_ends() -> None:
     assert deployment._deployment_config.graceful_shutdown_timeout_s == 320.0
 
 
+def test_a_model_goes_only_to_the_kind_of_node_that_it_names() -> None:
+    model = ModelConfig.model_validate(
+        {
+            "id": "black-forest-labs/FLUX.1-dev",
+            "accelerator_type": "H100",
+            "resources": {"flux": 1},
+        }
+    )
+    options = graph._model(model, 320.0)._bound_deployment.ray_actor_options
+    assert options["accelerator_type"] == "H100"
+    assert options["resources"] == {"flux": 1}
+
+
+def test_a_model_that_names_no_node_asks_for_none() -> None:
+    options = graph._model(ModelConfig(id="x", source="y"), 320.0)._bound_deployment
+    assert set(options.ray_actor_options) == {"num_cpus", "num_gpus"}
+
+
 def test_a_replica_holds_more_jobs_than_a_full_prompt_batch() -> None:
     """Else handles poll for a free replica instead of feeding its queue."""
     (limit,) = [
