@@ -43,8 +43,7 @@ __all__ = [
 ModelName = Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z0-9._:-]+(/[A-Za-z0-9._:-]+)*$")]
 """As on the hub. It stands in a path, in the header `x-model` and in a deployment's name."""
 Quality = Literal["low", "medium", "standard", "auto", "hd", "high", "xhigh", "max"]
-ReplicaResource = Annotated[float, Field(ge=0.0001, le=1_000_000)]
-"""Ray counts resources in units of 0.0001."""
+ReplicaResource = Annotated[float, Field(ge=0.0001, le=1_000_000)]  # Ray counts in 0.0001
 RAYS_RESOURCES = frozenset({"CPU", "GPU", "memory", "object_store_memory"})
 
 
@@ -96,13 +95,11 @@ class ModelConfig(Section):
         pattern=r"^[A-Za-z0-9_-]+$",
         max_length=63,
         description="Kind of GPU that each replica must have, by Ray's name (`H100`, `L4`); null "
-        "takes any. Where KubeRay makes nodes as needed, use `resources`: its autoscaler does not "
-        "know what kind a node will have that is not there.",
+        "takes any. Where KubeRay makes nodes as needed, use `resources` instead.",
     )
     resources: dict[str, ReplicaResource] = Field(
         default={},
-        description="Custom resources that each replica takes, by name: it goes only to nodes that "
-        "were started with them.",
+        description="Custom resources that each replica takes, by name: only their nodes have room.",
     )
     engine: EngineConfig = Field(EngineConfig(), description="The replica's engine.")
     batching: BatchingConfig = Field(

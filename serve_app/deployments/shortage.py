@@ -76,5 +76,6 @@ def _fits(asks: Amounts, held: Amounts) -> bool:
 
 
 def _listed(amounts: Amounts) -> str:
-    words = [f"{amount:g} {name}" for name, amount in amounts.items()]
+    names = sorted(amounts, key=lambda name: (not name.startswith(("CPU", "GPU")), name))
+    words = [f"{amounts[name]:g} {name}" for name in names]
     return words[0] if len(words) == 1 else " and ".join((", ".join(words[:-1]), words[-1]))

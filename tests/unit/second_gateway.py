@@ -21,8 +21,8 @@ async def second_gateway(world: World) -> AsyncIterator[World]:
     shaky = ShakyLedger(ledger)
     service = ImageService(config, catalogue(config), shaky, store, generators)
 
-    async def models_ready() -> bool:
-        return True
+    async def why_not_ready() -> str | None:
+        return None
 
     other = replace(
         world,
@@ -31,7 +31,7 @@ async def second_gateway(world: World) -> AsyncIterator[World]:
         store=store,
         generator=generator,
         service=service,
-        app=create_app(service, models_ready, ledger.admin, world.fleet),
+        app=create_app(service, why_not_ready, ledger.admin, world.fleet),
         clients=[],
     )
     try:
