@@ -99,7 +99,7 @@ class ModelConfig(Section):
     )
     resources: dict[str, ReplicaResource] = Field(
         default={},
-        description="Custom resources that each replica takes, by name: only their nodes have room.",
+        description="Custom resources that each replica takes; only their nodes have room.",
     )
     engine: EngineConfig = Field(EngineConfig(), description="The replica's engine.")
     batching: BatchingConfig = Field(
