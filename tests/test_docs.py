@@ -1,5 +1,7 @@
 """The documentation says what the code does: links, routes, errors, fields, settings, commands."""
 
+import ast
+import json
 import re
 import shlex
 import tomllib
@@ -24,6 +26,7 @@ from serve_app.adminschema import (
 )
 from serve_app.checkconfig import check_config_file
 from serve_app.cli import app as cli
+from serve_app.config import AppConfig
 from serve_app.errors import all_error_classes
 from serve_app.eventschema import CompletedEvent, PartialImageEvent, ProgressEvent, QueuedEvent
 from serve_app.ingress.admin import AdminApi
@@ -210,6 +213,26 @@ def test_configuration_examples_are_valid(example: dict[str, Any], tmp_path: Pat
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(whole), encoding="utf-8")
     assert check_config_file(file) == []
+
+
+def test_sections_of_the_recipes_are_valid() -> None:
+    """Blocks that show a part of `args`; LiteLLM's own file is none of them."""
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    shown = [yaml.safe_load(block) for language, block in FENCE.findall(text) if language == "yaml"]
+    parts = [block for block in shown if block.keys() <= AppConfig.model_fields.keys()]
+    assert [next(iter(block)) for block in parts] == ["store", "ledger"]
+    for block in parts:
+        AppConfig.model_validate(
+            {"public_url": "https://images.example.com", "models": [{"id": "flux-mini"}], **block}
+        )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_blocks_are_well_formed(page: Path) -> None:
+    read = {"python": ast.parse, "json": json.loads, "yaml": yaml.safe_load}
+    for language, block in FENCE.findall(page.read_text(encoding="utf-8")):
+        if language in read:
+            assert read[language](block), block
 
 
 def shown_commands() -> list[str]:
