@@ -5,6 +5,7 @@ import pickle  # noqa: TID251 - it reads back only what it wrote
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,3 +123,9 @@ def test_the_changelog_is_about_this_version() -> None:
     )
     assert versions[0] == serve_app.__version__
     assert f'version = "{serve_app.__version__}"' in (ROOT / "pyproject.toml").read_text("utf-8")
+
+
+def test_every_test_module_has_a_name_of_its_own() -> None:
+    """Pytest imports test modules by their bare names: of two alike it collects one."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
