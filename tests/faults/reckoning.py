@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 from tests.faults.clients import Attempt
 
-SENDERS = ("gateway", "proxy", "node")
-"""Kills of these lose replies that were on their way."""
+SENDERS = ("kill gateway", "kill proxy", "kill node")
+"""These lose replies that were on their way. A stall does not: it only makes them late."""
 FAILURES = {500, 503, 504}
 """What a client may be told while things break. All are free, and worth another try."""
 MARGIN_S = 1.0
