@@ -5,6 +5,7 @@ folder pinned to a fake GPU) and `strict` at `/strict` (tiny limits, its own led
 """
 
 import asyncio
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +29,11 @@ from tests.conftest import ROOT, free_port
 KEY = "sk-integration-tests"
 DEPLOY_TIMEOUT_S = 240
 MINI = "FluxModel-flux-mini"
+STEPS_MAX = 200
+"""Jobs that tests break off take so many: none is done before, on however fast a machine."""
 POLL_S = 0.05
+ANSWER_S = 2.0
+"""How long a replica that serves may take to say whether it has a job."""
 
 
 def eventually(check: Callable[[], Any], what: str, timeout_s: float = 60) -> Any:
@@ -60,7 +65,9 @@ class App:
         found = {}
         for entry in ray.util.list_named_actors(all_namespaces=True):
             if entry["name"].startswith(prefix):
-                found[entry["name"]] = ray.get_actor(entry["name"], namespace=entry["namespace"])
+                with contextlib.suppress(ValueError):  # it died meanwhile
+                    actor = ray.get_actor(entry["name"], namespace=entry["namespace"])
+                    found[entry["name"]] = actor
         return found
 
     def stats(self, deployment: str = MINI) -> Any:
@@ -111,15 +118,32 @@ def error_of(reply: httpx.Response) -> dict[str, Any]:
 
 
 def busy_replica(app: App) -> str | None:
-    """Name of the replica whose engine is drawing now."""
-    for name, actor in app.replicas(MINI).items():
-        try:
-            stats = ray.get(actor.get_num_ongoing_requests.remote(), timeout=10)
-        except ray.exceptions.RayError:
-            continue
-        if stats:
-            return name
+    """Name of a replica that has a job now; a starting one, which answers nobody, is passed over.
+
+    All are asked at once: what is looked for may be over soon.
+    """
+    asked = {
+        actor.get_num_ongoing_requests.remote(): name for name, actor in app.replicas(MINI).items()
+    }
+    waiting, deadline = list(asked), time.monotonic() + ANSWER_S
+    while waiting and (left_s := deadline - time.monotonic()) > 0:
+        answered, waiting = ray.wait(waiting, timeout=left_s)
+        for reference in answered:
+            try:
+                if ray.get(reference):
+                    return asked[reference]
+            except ray.exceptions.RayError:
+                continue  # it died meanwhile
     return None
+
+
+def idle(app: App) -> bool:
+    """Whether every replica that serves answers that it has no job."""
+    try:
+        asked = [one.get_num_ongoing_requests.remote() for one in app.replicas(MINI).values()]
+        return not any(ray.get(asked, timeout=10))
+    except ray.exceptions.RayError:
+        return False  # one is starting, or died meanwhile
 
 
 def healthy(app: App) -> bool:
@@ -168,6 +192,8 @@ def _document(folder: Path, port: int) -> dict[str, Any]:
     local = yaml.safe_load((ROOT / "configs" / "local.yaml").read_text())
     base = f"http://127.0.0.1:{port}"
     small = {"torch_threads": 1}
+    # One image after another: those that a stream waits for are all to come when the first is here.
+    in_turn = {**small, "step_batch_samples": {"256x256": 1}}
     application = {"import_path": "serve_app.graph:build"}
     main = {
         **application,
@@ -179,7 +205,12 @@ def _document(folder: Path, port: int) -> dict[str, Any]:
             base,
             metrics={"interval_s": 0.5, "by_account": True},
             models=[
-                {"id": "flux-mini", "engine": small, "num_cpus": 0.1},
+                {
+                    "id": "flux-mini",
+                    "engine": in_turn,
+                    "num_cpus": 0.1,
+                    "max_steps": STEPS_MAX,
+                },
                 {
                     "id": "black-forest-labs/FLUX.1-schnell",
                     "source": str(folder / "schnell"),
@@ -203,6 +234,7 @@ def _document(folder: Path, port: int) -> dict[str, Any]:
                 {
                     "id": "flux-mini",
                     "num_cpus": 0.1,
+                    "max_steps": STEPS_MAX,
                     "engine": {**small, "queue_max_samples": 2},
                 }
             ],

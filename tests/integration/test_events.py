@@ -12,11 +12,13 @@ import pytest
 from PIL import Image
 
 from tests.integration.conftest import (
+    STEPS_MAX,
     App,
     busy_replica,
     error_of,
     eventually,
     healthy,
+    idle,
     kill_busy_replica,
 )
 
@@ -24,11 +26,13 @@ pytestmark = pytest.mark.serve
 
 SMALL = {"prompt": "a red circle on a blue background", "size": "256x256", "stream": True}
 UNITS = 256 * 256
-LONG = {**SMALL, "size": "1024x1024", "num_inference_steps": 50, "partial_images": 3}
-"""Takes many seconds on two cores."""
-MANY = {**SMALL, "n": 10, "num_inference_steps": 16}
-"""More samples than fit into one step batch: some images are done long before others."""
-MANY_UNITS = UNITS * 16 // 4
+LONG = {**SMALL, "size": "512x512", "num_inference_steps": 50, "partial_images": 3}
+"""Seconds on two cores: it is still drawn when its first preview is here."""
+ENDLESS = {**LONG, "size": "1024x1024", "num_inference_steps": STEPS_MAX, "n": 2}
+"""Minutes on two cores, for those that are broken off."""
+MANY = {**SMALL, "n": 10, "num_inference_steps": 50}
+"""Drawn one after the other: when the first is here, nine tenths of the work are to come."""
+MANY_UNITS = UNITS * 50 // 4
 
 
 @contextmanager
@@ -54,13 +58,13 @@ def completed(events: list[dict[str, Any]]) -> list[int]:
 
 def settled(app: App) -> int:
     """Units captured, once nothing is held any more."""
-    eventually(lambda: app.books()["held"] == 0, "the hold is resolved", 20)
+    eventually(lambda: app.books()["held"] == 0, "the hold is resolved")
     return app.books()["captured"]
 
 
 def test_a_stream_opens_and_shows_previews_while_the_model_draws(main: App) -> None:
     before = main.books()["captured"]
-    with opened(main, {**LONG, "size": "512x512"}) as reply:
+    with opened(main, LONG) as reply:
         assert reply.status_code == 200
         assert busy_replica(main)
         events = events_of(reply)
@@ -79,11 +83,11 @@ def test_a_client_that_leaves_before_its_image_stops_the_drawing_and_pays_nothin
     main: App,
 ) -> None:
     before = main.books()["captured"]
-    with opened(main, {**LONG, "n": 2}) as reply:
+    with opened(main, ENDLESS) as reply:
         events = events_of(reply)
         assert next(events)["type"] == "image_generation.partial_image"
         assert main.books()["held"] > 0
-    eventually(lambda: busy_replica(main) is None, "the replica is idle again", 20)
+    eventually(lambda: idle(main), "the replicas are idle again")
     assert settled(main) == before
 
 
@@ -91,7 +95,7 @@ def test_a_client_that_leaves_after_some_images_pays_for_those(main: App) -> Non
     before = main.books()["captured"]
     with opened(main, MANY) as reply:
         assert next(events_of(reply))["type"] == "image_generation.completed"
-    eventually(lambda: busy_replica(main) is None, "the replica is idle again", 20)
+    eventually(lambda: idle(main), "the replicas are idle again")
     paid = settled(main) - before
     assert paid % MANY_UNITS == 0
     assert 1 <= paid // MANY_UNITS < 10
@@ -100,7 +104,7 @@ def test_a_client_that_leaves_after_some_images_pays_for_those(main: App) -> Non
 def test_a_replica_that_dies_before_an_image_goes_unnoticed(main: App) -> None:
     eventually(lambda: healthy(main), "both replicas are up")
     before = main.books()["captured"]
-    with opened(main, {**LONG, "size": "512x512"}) as reply:
+    with opened(main, LONG) as reply:
         events = events_of(reply)
         seen = [next(events)]
         kill_busy_replica(main)
@@ -112,7 +116,7 @@ def test_a_replica_that_dies_before_an_image_goes_unnoticed(main: App) -> None:
 def test_progress_begins_anew_on_the_replica_that_takes_over(main: App) -> None:
     eventually(lambda: healthy(main), "both replicas are up")
     before = main.books()["captured"]
-    with opened(main, {**LONG, "size": "512x512", "stream_progress": True}) as reply:
+    with opened(main, {**LONG, "stream_progress": True}) as reply:
         events = events_of(reply)
         seen = [next(events), next(events)]
         assert [event["type"] for event in seen] == [
@@ -147,7 +151,7 @@ def test_a_replica_that_dies_after_an_image_is_replaced_for_the_others(main: App
 def test_two_dead_replicas_end_the_stream_with_an_error_and_a_partial_charge(main: App) -> None:
     eventually(lambda: healthy(main), "both replicas are back")
     before = main.books()["captured"]
-    with opened(main, {**MANY, "num_inference_steps": 50}) as reply:
+    with opened(main, MANY) as reply:
         events = events_of(reply)
         seen = [next(events)]
         first = kill_busy_replica(main)
@@ -158,12 +162,12 @@ def test_two_dead_replicas_end_the_stream_with_an_error_and_a_partial_charge(mai
     assert "Traceback" not in json.dumps(error)
     done = completed(seen + rest)
     assert 1 <= len(done) < 10
-    assert settled(main) - before == len(done) * UNITS * 50 // 4
+    assert settled(main) - before == len(done) * MANY_UNITS
 
 
 def test_a_deadline_midway_is_the_last_event_and_free(strict: App) -> None:
     before = strict.books()["captured"]
-    with opened(strict, LONG) as reply:
+    with opened(strict, ENDLESS) as reply:
         assert reply.status_code == 200
         *_, error = events_of(reply)
     assert error["error"]["code"] == "timeout"

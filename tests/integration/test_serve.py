@@ -15,20 +15,25 @@ from PIL import Image
 
 from tests.integration.conftest import (
     MINI,
+    STEPS_MAX,
     App,
     Cluster,
     busy_replica,
     error_of,
     eventually,
     healthy,
+    idle,
     kill_busy_replica,
 )
+from tests.integration.test_events import opened
 
 pytestmark = pytest.mark.serve
 
 SMALL = {"prompt": "a red circle on a blue background", "size": "256x256"}
-LONG = {"prompt": "a red circle", "size": "1024x1024", "num_inference_steps": 50, "n": 2}
-"""Takes many seconds on two cores: long enough to pull the plug in the middle."""
+LONG = {**SMALL, "size": "512x512", "num_inference_steps": 50}
+"""Seconds on two cores: long enough to pull the plug in the middle."""
+ENDLESS = {**LONG, "size": "1024x1024", "num_inference_steps": STEPS_MAX, "n": 2}
+"""Minutes on two cores, for those that are broken off."""
 UNITS = 256 * 256
 
 
@@ -80,14 +85,14 @@ def test_a_client_that_leaves_stops_the_drawing_and_pays_nothing(main: App) -> N
     async def leave() -> None:
         async with httpx.AsyncClient(timeout=120) as client:
             request = asyncio.create_task(
-                client.post(f"{main.url}/v1/images/generations", json=LONG, headers=main.headers)
+                client.post(f"{main.url}/v1/images/generations", json=ENDLESS, headers=main.headers)
             )
             await asyncio.to_thread(eventually, lambda: busy_replica(main), "a replica draws")
             request.cancel()
             await asyncio.gather(request, return_exceptions=True)
 
     asyncio.run(leave())
-    eventually(lambda: busy_replica(main) is None, "the replica is idle again", 20)
+    eventually(lambda: idle(main), "the replicas are idle again")
     eventually(lambda: main.books()["held"] == 0, "the hold is released")
     assert main.books()["captured"] == before
 
@@ -106,24 +111,20 @@ def test_the_status_shows_replicas_and_the_work_of_the_whole_fleet(main: App) ->
         "target": 2,
     }
     assert found["flux-mini"]["open_holds"] == 0
-    body = {"prompt": "a red circle", "size": "512x512", "num_inference_steps": 20, "n": 2}
-    with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(post, main, body) for _ in range(2)]
+    with opened(main, {**ENDLESS, "stream": True}), opened(main, {**ENDLESS, "stream": True}):
         working = eventually(
             lambda: (now := models()["flux-mini"])["open_holds"] == 2 and now, "both are held"
         )
-        assert working["held_images"] == 4
-        assert working["held_units"] == 4 * 512 * 512 * 20 // 4
-        for job in jobs:
-            job.result().raise_for_status()
-    assert models()["flux-mini"]["open_holds"] == 0
+    assert working["held_images"] == 4
+    assert working["held_units"] == 4 * 1024 * 1024 * STEPS_MAX // 4
+    eventually(lambda: models()["flux-mini"]["open_holds"] == 0, "neither is held")
 
 
 def test_a_replica_that_dies_is_replaced_by_another_within_the_request(main: App) -> None:
     eventually(lambda: healthy(main), "both replicas are up")
     before = main.books()["captured"]
     with ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(post, main, {**LONG, "n": 1, "size": "512x512"})
+        pending = pool.submit(post, main, LONG)
         kill_busy_replica(main)
         reply = pending.result()
     assert reply.status_code == 200, reply.text
@@ -141,20 +142,20 @@ def test_openais_own_retries_after_two_deaths_charge_once(main: App) -> None:
         pending = pool.submit(
             client.images.with_raw_response.generate,
             prompt="a red circle",
-            size="1024x1024",
-            extra_body={"num_inference_steps": 50},
+            size="512x512",
+            extra_body={"num_inference_steps": 100},
         )
         first = kill_busy_replica(main)
         eventually(lambda: busy_replica(main) not in (None, first), "another replica took over")
         kill_busy_replica(main)
         reply = pending.result()
     assert int(reply.retries_taken) >= 1
-    assert main.books()["captured"] - before == 1024 * 1024 * 50 // 4
+    assert main.books()["captured"] - before == 512 * 512 * 100 // 4
 
 
 def test_a_deadline_is_a_504_and_charges_nothing(strict: App) -> None:
     before = strict.books()["captured"]
-    reply = post(strict, {**LONG, "n": 1})
+    reply = post(strict, ENDLESS)
     assert reply.status_code == 504
     assert error_of(reply)["code"] == "timeout"
     assert strict.books() == {"captured": before, "held": 0}
