@@ -29,6 +29,7 @@ BACKENDS: dict[Attention, str] = {
 FLASH3_MODULE = "flash_attn_interface"
 # All blocks of a kind share one code object, so every size and batch size counts against it.
 RECOMPILE_LIMIT = 128
+SEPARATE_PROJECTIONS = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
 FP8_MULTIPLE = 16  # of both edges of a matrix, or the tensor cores cannot take it
 FP8_CAPABILITY = (8, 9)  # Ada and Hopper: the first with fp8 tensor cores
 
@@ -122,12 +123,12 @@ def optimize(pipeline: FluxPipeline, config: EngineConfig, backend: str = "induc
         ConfigError: this machine lacks what a switch needs.
     """
     switches, device = config.optimize, torch.device(config.device)
+    if switches.fuse_qkv:  # first: what is fp8 already cannot be fused
+        fuse_qkv(pipeline)
     if config.precision == "fp8":
         quantize_fp8(pipeline, device)
     if switches.attention != "native":
         set_attention(pipeline, switches.attention, device)
-    if switches.fuse_qkv:
-        fuse_qkv(pipeline)
     if switches.channels_last_vae:
         lay_out_channels_last(pipeline)
     mode = switches.compile_transformer
@@ -163,8 +164,17 @@ def set_attention(pipeline: FluxPipeline, attention: Attention, device: torch.de
 
 
 def fuse_qkv(pipeline: FluxPipeline) -> None:
-    """Query, key and value of a token from one matrix product instead of three."""
+    """Query, key and value of a token from one matrix product instead of three.
+
+    diffusers (`fuse_projections`) keeps the three matrices for a way back; nobody goes it here, and
+    in FLUX.1 they are 4 GiB of bf16.
+    """
     pipeline.transformer.fuse_qkv_projections()
+    for module in pipeline.transformer.modules():
+        if getattr(module, "fused_projections", False):
+            for name in SEPARATE_PROJECTIONS:
+                if hasattr(module, name):
+                    delattr(module, name)
 
 
 def lay_out_channels_last(pipeline: FluxPipeline) -> None:
@@ -191,13 +201,18 @@ def compile_vae(pipeline: FluxPipeline, mode: Compile, backend: str) -> None:
     )
 
 
+def check_fp8(device: torch.device) -> None:
+    """Raise a `ConfigError` unless the device multiplies in fp8."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        raise ConfigError("precision 'fp8' needs a CUDA GPU with fp8 units (8.9 or newer)")
+
+
 def quantize_fp8(pipeline: FluxPipeline, device: torch.device) -> None:
     """Matrix products of the blocks in fp8, a scale for every token and every output channel.
 
     One scale per tensor, torchao's default, would let the neighbours in a batch change an image.
     """
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
-        raise ConfigError("precision 'fp8' needs a CUDA GPU with fp8 units (8.9 or newer)")
+    check_fp8(device)
     try:
         from torchao.quantization import (
             Float8DynamicActivationFloat8WeightConfig,

@@ -72,6 +72,15 @@ async def test_a_switch_does_not_change_the_picture(
         assert before.std() > 0
 
 
+def test_fused_products_take_the_place_of_the_separate_ones(pipeline: FluxPipeline) -> None:
+    def parameters() -> int:
+        return sum(weight.numel() for weight in pipeline.transformer.parameters())
+
+    before = parameters()
+    optimize.fuse_qkv(pipeline)
+    assert parameters() == before
+
+
 @pytest.mark.parametrize("mode", ["dynamic", "static"])
 async def test_nothing_is_compiled_after_the_warm_up(switched: Switched, mode: str) -> None:
     plain, engine = switched(), switched(compile_transformer=mode)
