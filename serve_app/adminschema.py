@@ -109,6 +109,7 @@ class EntryObject(BaseModel):
     hold_id: str | None
     created_at: datetime
     memo: str
+    idempotency_key: str | None = Field(description="Of a grant that was made under one.")
 
 
 class ActObject(BaseModel):

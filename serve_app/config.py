@@ -169,6 +169,11 @@ class LedgerConfig(Section):
     sweep_interval_s: PositiveFloat = Field(
         60, description="How often expired holds are released; also done at start."
     )
+    gateway_lease_s: PositiveFloat = Field(
+        60,
+        description="A gateway that gives no sign of life for so long counts as dead: its holds, "
+        "and the idempotency keys under them, are released.",
+    )
     busy_timeout_s: PositiveFloat = Field(
         5, description="How long a statement waits for a lock before the ledger counts as down."
     )

@@ -28,6 +28,6 @@ class Delivery:
     available_units: int
     created_s: int
     rate: Rate | None = None
-    """Where the API key stands; None where it has no request limit, and for replays."""
+    """Where the API key stands; None where it has no request limit."""
     replayed: bool = False
     """Whether this was charged and delivered before, under an idempotency key."""

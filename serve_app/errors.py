@@ -236,7 +236,7 @@ class RateLimitExceeded(RequestError):
     retryable = True
 
     rate: object = None
-    """Where the key stands: `metering.limits.Rate`, where the request limit was the reason."""
+    """Where the key stands: `metering.limits.Rate`, of one with a request limit."""
 
 
 class BudgetExceeded(RequestError):

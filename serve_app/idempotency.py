@@ -9,12 +9,12 @@ gateways. Must not import HTTP, Ray or SQL.
 import asyncio
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
 from serve_app.errors import IdempotencyKeyInUse, IdempotencyKeyReused, InvalidValue
+from serve_app.metering.bounds import IDEMPOTENCY_KEY
 from serve_app.metering.types import (
     IDEMPOTENCY_KEY_CHARS_MAX,
     Hold,
@@ -31,9 +31,6 @@ POLL_S = 0.25
 once for all that wait for one key, so a thousand of them cost no more than one."""
 IN_USE_RETRY_AFTER_S = 5
 """Whoever has waited for a whole deadline is near the end of the first request's, too."""
-
-_KEY = re.compile(rf"[!-~]{{1,{IDEMPOTENCY_KEY_CHARS_MAX}}}")
-"""Visible ASCII: everything else is changed or refused by some proxy."""
 
 
 class KeptImage(BaseModel):
@@ -66,7 +63,7 @@ def key_from(values: Sequence[str]) -> str | None:
         return None
     if len(values) > 1:  # a proxy on the way may have read another one than we would
         raise InvalidValue(f"Send one '{HEADER}' header.").at(HEADER)
-    if not _KEY.fullmatch(values[0]):
+    if not IDEMPOTENCY_KEY.fullmatch(values[0]):
         text = f"'{HEADER}' must be 1 to {IDEMPOTENCY_KEY_CHARS_MAX} visible ASCII characters."
         raise InvalidValue(text).at(HEADER)
     return values[0]

@@ -31,12 +31,14 @@ class Replayer:
         kept = _kept(record)
         images = await asyncio.gather(*(self._image(image, plan) for image in kept))
         balance = await self._ledger.balance(principal.account_id)
+        rate = await self._ledger.rate(principal.key_id)
         return Delivery(
             plan=self._as_drawn(plan, record),
             images=tuple(images),
             units=record.captured_units,
             available_units=balance.available,
             created_s=kept[0].created,
+            rate=rate,
             replayed=True,
         )
 
@@ -52,8 +54,10 @@ class Replayer:
         kept = _kept(record)
         await asyncio.gather(*(self._store.require(image.id) for image in kept))
         balance = await self._ledger.balance(principal.account_id)
+        rate = await self._ledger.rate(principal.key_id)
         plan = self._as_drawn(plan, record)
-        yield Opened(plan, record.captured_units, balance.available, deadline, replayed=True)
+        units = record.captured_units
+        yield Opened(plan, units, balance.available, deadline, rate, replayed=True)
         for done, image in enumerate(kept):
             yield CompletedImage(
                 index=image.index,

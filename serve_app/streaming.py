@@ -36,7 +36,7 @@ class Opened:
     deadline: float
     """By the clock of the event loop: when all must have been sent."""
     rate: Rate | None = None
-    """Where the API key stands; None where it has no request limit, and for replays."""
+    """Where the API key stands; None where it has no request limit."""
     replayed: bool = False
 
 

@@ -33,13 +33,21 @@ def grant(
             "--reason", "--memo", metavar="TEXT", help="Why, for the books and the log of acts."
         ),
     ],
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="A name of your own: the same grant again adds nothing."),
+    ] = None,
     config: ConfigOption = None,
     ledger_url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Give an account compute units. One 1024x1024 image at reference steps costs 1,048,576."""
-    granted = with_admin(config, ledger_url, lambda admin: admin.grant(account, units), reason)
-    print_accounts([granted], as_json)
+    granted = with_admin(
+        config, ledger_url, lambda admin: admin.grant(account, units, idempotency_key), reason
+    )
+    if granted.replayed:
+        typer.echo("granted before under this idempotency key: nothing was added", err=True)
+    print_accounts([granted.account], as_json)
 
 
 def audit(

@@ -26,6 +26,7 @@ from serve_app.engine.source import model_info
 from serve_app.errors import AppError
 from serve_app.ingress.app import create_app
 from serve_app.measured import MeasuredGenerator
+from serve_app.metering.leases import BEATS
 from serve_app.metering.measured import MeasuredLedger
 from serve_app.metering.sql import SqlLedger
 from serve_app.metrics import REPLICA_DEATHS
@@ -82,6 +83,7 @@ class _Gateway:
         self._ready = Readiness(config.models, self.fleet)
         self._ready_watcher = asyncio.create_task(self._ready.watch())
         self._sweeper = asyncio.create_task(self._sweep_holds())
+        self._beater = asyncio.create_task(self._beat())
         self._image_sweeper = None
         if store is not None and config.store and config.store.sweep_interval_s is not None:
             sweeping = sweep_forever(store, config.store.sweep_interval_s)
@@ -105,11 +107,23 @@ class _Gateway:
                 logger.warning("expired holds were not swept: the ledger is unavailable")
             await asyncio.sleep(self.config.ledger.sweep_interval_s)
 
+    async def _beat(self) -> None:
+        """Let the other gateways know that this one lives, and end the holds of those that died."""
+        while True:
+            try:
+                released = await self.service.ledger.beat()
+                if released:
+                    logger.warning("released %d holds of gateways that died", released)
+            except AppError:
+                logger.warning("gave no sign of life: the ledger is unavailable")
+            await asyncio.sleep(self.config.ledger.gateway_lease_s / BEATS)
+
     async def __del__(self) -> None:
         """Serve awaits this once the gateway has drained its requests."""
         if not hasattr(self, "_sweeper"):
             return  # the constructor failed
         self._sweeper.cancel()
+        self._beater.cancel()
         self._watcher.cancel()
         self._ready_watcher.cancel()
         if self._image_sweeper is not None:

@@ -60,6 +60,7 @@ _OF_ONE = (404, *_READ)
 _OF_ACCOUNT = (400, *_OF_ONE)
 _DONE = (400, 408, 413, 415, *_READ)
 _DONE_TO_ONE = (404, *_DONE)
+_GRANTED = (409, *_DONE_TO_ONE)
 
 
 def _list(
@@ -96,7 +97,7 @@ ADMIN_OPERATIONS = (
     _do("post", f"{_ACCOUNT}/disable", "Refuse an account's keys", Reason, AccountObject),
     _do("post", f"{_ACCOUNT}/enable", "Take an account's keys again", Reason, AccountObject),
     _do("put", f"{_ACCOUNT}/budgets", "Set an account's budgets", Budgets, AccountObject),
-    _do("post", "/admin/v1/grants", "Grant units", Grant, AccountObject, status=201),
+    _do("post", "/admin/v1/grants", "Grant units", Grant, AccountObject, _GRANTED, 201),
     _list("/admin/v1/keys", "List keys", KeyPage, AccountPageQuery),
     _do("post", "/admin/v1/keys", "Make a key", NewKeyRequest, NewKeyObject, status=201),
     _do("put", f"{_KEY}/limits", "Set a key's limits", KeyLimits, KeyObject),

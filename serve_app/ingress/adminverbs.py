@@ -24,6 +24,7 @@ from serve_app.adminschema import (
     KeyPage,
     NewKeyObject,
 )
+from serve_app.idempotency import HEADER, key_from
 from serve_app.ingress.operators import Operators, answer, page_of
 from serve_app.ingress.query import parse_query
 from serve_app.metering.keys import DEFAULT_SCOPES
@@ -86,7 +87,9 @@ class AdminVerbs(Operators):
 
     async def grant(self, request: Request) -> Response:
         admin, body = await self.act(request, Grant)
-        return answer(AccountObject.of(await admin.grant(body.account, body.units)), 201)
+        key = key_from(request.headers.getlist(HEADER))
+        granted = await admin.grant(body.account, body.units, key)
+        return answer(AccountObject.of(granted.account), 201, replayed=granted.replayed)
 
     async def list_keys(self, request: Request) -> Response:
         admin = await self.read(request)

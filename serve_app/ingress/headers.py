@@ -21,8 +21,13 @@ def job_headers(
         "x-compute-units": str(units),
         "x-compute-units-available": str(available_units),
         **rate_headers(rate),
-        **({REPLAYED: "true"} if replayed else {}),
+        **replay_headers(replayed=replayed),
     }
+
+
+def replay_headers(*, replayed: bool) -> dict[str, str]:
+    """What says that this was done before, under the same idempotency key."""
+    return {REPLAYED: "true"} if replayed else {}
 
 
 def rate_headers(rate: object) -> dict[str, str]:

@@ -60,7 +60,7 @@ _IDEMPOTENCY_KEY = {
     "name": HEADER,
     "in": "header",
     "required": False,
-    "description": "Your name for this request: sent again, it is answered again and not charged.",
+    "description": "Your name for this request: sent again, it is answered and not done again.",
     "schema": {
         "type": "string",
         "pattern": "^[!-~]+$",
@@ -183,7 +183,7 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
     if "{image_id}" in operation.path:
         for name, kind in (("exp", "integer"), ("sig", "string")):
             found.append({"name": name, "in": "query", "required": True, "schema": {"type": kind}})
-    if operation.path == "/v1/images/generations":
+    if 409 in operation.errors:
         found.append(_IDEMPOTENCY_KEY)
     if operation.query is not None:
         for name, schema in operation.query.model_json_schema()["properties"].items():

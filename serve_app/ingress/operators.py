@@ -14,6 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from serve_app import csvfile
 from serve_app.ingress.auth import authenticate
 from serve_app.ingress.body import read_json_object
+from serve_app.ingress.headers import replay_headers
 from serve_app.metering.admin import LedgerAdmin
 from serve_app.metering.keys import SCOPE_ADMIN, SCOPE_IMAGES
 from serve_app.metering.listings import Listed, walk
@@ -57,13 +58,13 @@ class Operators:
         return self.ledger_admin.by(author), body
 
 
-def answer(model: BaseModel, status: int = 200) -> Response:
+def answer(model: BaseModel, status: int = 200, *, replayed: bool = False) -> Response:
     """Every field is there, null included: who reads a budget must not have to guess."""
     return Response(
         model.model_dump_json(),
         status,
         media_type="application/json",
-        headers={"cache-control": "no-store"},
+        headers={"cache-control": "no-store", **replay_headers(replayed=replayed)},
     )
 
 

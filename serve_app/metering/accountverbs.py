@@ -6,14 +6,19 @@ Data flow: `LedgerAdmin` -> one SQL transaction each: the change, and the act th
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Row, insert, update
+from sqlalchemy import Row, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from serve_app.errors import InvalidValue
-from serve_app.metering.bounds import ACCOUNT_PREFIX, require_name, require_positive
+from serve_app.errors import IdempotencyKeyReused, InvalidValue
+from serve_app.metering.bounds import (
+    ACCOUNT_PREFIX,
+    require_idempotency_key,
+    require_name,
+    require_positive,
+)
 from serve_app.metering.desk import Desk, account_of, find_account
-from serve_app.metering.records import Account
+from serve_app.metering.records import Account, Granted
 from serve_app.metering.tables import accounts, entries
 from serve_app.metering.types import UNITS_MAX
 
@@ -43,13 +48,46 @@ class AccountVerbs(Desk):
             await self._enter(connection, verb, row.id)
             return account_of(changed.one())
 
-    async def grant(self, account: str, units: int) -> Account:
-        """Give units to an account: always more, never less. The reason is the entry's memo."""
+    async def grant(self, account: str, units: int, key: str | None = None) -> Granted:
+        """Give units to an account: always more, never less. The reason is the entry's memo.
+
+        The same grant again under the same idempotency `key`, whoever makes it, adds nothing.
+
+        Raises:
+            IdempotencyKeyReused: The key was used for another account, number or reason.
+        """
         if type(units) is not int or not 0 < units <= UNITS_MAX:
             raise InvalidValue(f"A grant is a whole number from 1 to {UNITS_MAX}.").at("units")
+        require_idempotency_key(key)
+        try:
+            return await self._grant(account, units, key)
+        except IntegrityError:  # another process was faster with this key; now it is there to see
+            return await self._grant(account, units, key)
+
+    async def _grant(self, account: str, units: int, key: str | None) -> Granted:
         async with self._database.write() as connection:
             row = await find_account(connection, account)
-            return account_of(await self._add_units(connection, row.id, units))
+            if key is None or not await self._was_granted(connection, row.id, units, key):
+                added = await self._add_units(connection, row.id, units, key)
+                return Granted(account_of(added), replayed=False)
+            return Granted(account_of(row), replayed=True)
+
+    async def _was_granted(
+        self, connection: AsyncConnection, account_id: str, units: int, key: str
+    ) -> bool:
+        found = await connection.execute(select(entries).where(entries.c.idempotency_key == key))
+        before = found.one_or_none()
+        if before is None:
+            return False
+        if (before.account_id, before.units, before.memo) != (
+            account_id,
+            units,
+            self._author.reason,
+        ):
+            raise IdempotencyKeyReused(
+                "This idempotency key was used for another grant: choose a new one."
+            )
+        return True
 
     async def set_budgets(self, account: str, day: int | None, month: int | None) -> Account:
         """Bound what an account may capture and hold in a day and a month of UTC; None does not."""
@@ -84,7 +122,7 @@ class AccountVerbs(Desk):
         return row
 
     async def _add_units(
-        self, connection: AsyncConnection, account_id: str, units: int
+        self, connection: AsyncConnection, account_id: str, units: int, key: str | None = None
     ) -> Row[Any]:
         added = await connection.execute(
             update(accounts)
@@ -103,7 +141,9 @@ class AccountVerbs(Desk):
                 "units": units,
                 "created_at": self._clock(),
                 "memo": self._author.reason,
+                "idempotency_key": key,
             },
         )
-        await self._enter(connection, "grant", account_id, units=units)
+        named = {} if key is None else {"idempotency_key": key}
+        await self._enter(connection, "grant", account_id, units=units, **named)
         return row

@@ -33,6 +33,7 @@ class Reserve:
     """Make a hold. Its id is chosen here, so that an operation that is repeated makes one."""
 
     request: HoldRequest
+    gateway_id: str | None = None
     hold_id: str = field(default_factory=lambda: f"hold_{uuid4().hex}")
 
 
@@ -206,6 +207,7 @@ class _Batch:
                 "state": HoldState.OPEN.value,
                 "created_at": self._now,
                 "expires_at": self._expiry(one),
+                "gateway_id": one.gateway_id,
             }
             for one in made
         ]

@@ -1,5 +1,6 @@
 """What an operator may write: names, scopes, limits. `InvalidValue` names the field at fault."""
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -7,6 +8,7 @@ from datetime import UTC, datetime
 from serve_app.errors import InvalidValue
 from serve_app.metering import keys
 from serve_app.metering.types import (
+    IDEMPOTENCY_KEY_CHARS_MAX,
     MODELS_MAX,
     NAME_CHARS_MAX,
     REASON_CHARS_MAX,
@@ -16,6 +18,8 @@ from serve_app.metering.types import (
 ACCOUNT_PREFIX = "acct_"
 INTEGER_MAX = 2**31 - 1
 """Of the columns that keep a key's limits."""
+IDEMPOTENCY_KEY = re.compile(rf"[!-~]{{1,{IDEMPOTENCY_KEY_CHARS_MAX}}}")
+"""Visible ASCII: everything else is changed or refused by some proxy."""
 
 
 def require_positive(name: str, value: int | None, most: int = INTEGER_MAX) -> None:
@@ -51,6 +55,13 @@ def require_reason(reason: str) -> None:
         raise InvalidValue(f"A reason is text of at most {REASON_CHARS_MAX} characters.").at(
             "reason"
         )
+
+
+def require_idempotency_key(key: str | None) -> None:
+    if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
+        raise InvalidValue(
+            f"An idempotency key is 1 to {IDEMPOTENCY_KEY_CHARS_MAX} visible ASCII characters."
+        ).at("idempotency_key")
 
 
 def require_models(models: Sequence[str] | None) -> None:

@@ -50,6 +50,7 @@ class Database:
     def __init__(self, config: LedgerConfig) -> None:
         self._url = parse_url(config.url)
         self._wait_s = config.busy_timeout_s
+        self.lease_s = config.gateway_lease_s
         self._engine = _make_engine(self._url, config)
         self._writer = self._engine.execution_options(**IMMEDIATE)
         self._snapshots = self._engine.execution_options(

@@ -58,9 +58,15 @@ def admit(rate_at_ns: int | None, now_ns: int, rpm: int) -> Verdict:
     )
 
 
+def standing(rate_at_ns: int | None, now_ns: int, rpm: int) -> Rate:
+    """Where a key stands right now, without a request."""
+    filled = max(0, (rate_at_ns or 0) - now_ns)
+    return Rate(rpm, (WINDOW_NS - filled) // (WINDOW_NS // rpm), filled / 1e9)
+
+
 def peek(rate_at_ns: int | None, now_ns: int, rpm: int) -> int:
     """Requests that would be admitted right now, without making one."""
-    return (WINDOW_NS - max(0, (rate_at_ns or 0) - now_ns)) // (WINDOW_NS // rpm)
+    return standing(rate_at_ns, now_ns, rpm).remaining
 
 
 def nanoseconds(at: datetime) -> int:

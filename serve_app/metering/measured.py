@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from serve_app.errors import LedgerUnavailable
+from serve_app.metering.limits import Rate
 from serve_app.metering.types import (
     Balance,
     Hold,
@@ -72,6 +73,11 @@ class MeasuredLedger:
         self._record.count(HOLDS_EXPIRED, expired)
         return expired
 
+    async def beat(self) -> int:
+        expired = await self._timed("beat", self._ledger.beat())
+        self._record.count(HOLDS_EXPIRED, expired)
+        return expired
+
     async def forget_replies(self, before: datetime) -> int:
         return await self._timed("forget", self._ledger.forget_replies(before))
 
@@ -80,6 +86,9 @@ class MeasuredLedger:
 
     async def balance(self, account_id: str) -> Balance:
         return await self._timed("balance", self._ledger.balance(account_id))
+
+    async def rate(self, key_id: str) -> Rate | None:
+        return await self._timed("rate", self._ledger.rate(key_id))
 
     async def ping(self) -> None:
         await self._timed("ping", self._ledger.ping())

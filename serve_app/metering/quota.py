@@ -30,6 +30,7 @@ from serve_app.metering.limits import (
     nanoseconds,
     seconds_to_next_day,
     seconds_to_next_month,
+    standing,
 )
 from serve_app.metering.types import HoldRequest
 
@@ -56,9 +57,7 @@ class Quota:
         ).one()
         mine = self._images.get(request.key_id, 0)
         if key.images_max is not None and key.images + mine + request.n > key.images_max:
-            return RateLimitExceeded(
-                f"This API key may have {key.images_max} images in the making at once."
-            ).after(IMAGES_RETRY_AFTER_S)
+            return self._too_many_images(key)
         rate: Rate | None = None
         if key.rpm is not None:
             verdict = admit(key.rate_at_ns, nanoseconds(self._now), key.rpm)
@@ -69,6 +68,14 @@ class Quota:
             self._connection.execute(sql.SET_RATE, values)
         self._images[request.key_id] = mine + request.n
         return rate
+
+    def _too_many_images(self, key: Any) -> RateLimitExceeded:
+        error = RateLimitExceeded(
+            f"This API key may have {key.images_max} images in the making at once."
+        ).after(IMAGES_RETRY_AFTER_S)
+        if key.rpm is not None:
+            error.rate = standing(key.rate_at_ns, nanoseconds(self._now), key.rpm)
+        return error
 
     def _over_budget(self, account_id: str, reserved: Row[Any]) -> AppError | None:
         if reserved.day_budget is None and reserved.month_budget is None:

@@ -57,6 +57,15 @@ class Account:
 
 
 @dataclass(frozen=True)
+class Granted:
+    """What came of a grant."""
+
+    account: Account
+    replayed: bool
+    """Its idempotency key had been used for the same grant before: nothing was added."""
+
+
+@dataclass(frozen=True)
 class ApiKey:
     """An API key as anyone may see it: never its secret nor its digest."""
 
@@ -99,6 +108,8 @@ class Entry:
     hold_id: str | None
     created_at: datetime
     memo: str
+    idempotency_key: str | None = None
+    """Of a grant that was made under one."""
 
     @property
     def cursor(self) -> str:

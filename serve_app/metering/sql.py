@@ -13,9 +13,10 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Self
+from typing import Any, Self
+from uuid import uuid4
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Select
 
 from serve_app.config import DevelopmentConfig, LedgerConfig
 from serve_app.errors import AppError, InvalidValue
@@ -31,6 +32,8 @@ from serve_app.metering.batch import (
 )
 from serve_app.metering.commit import GroupCommit
 from serve_app.metering.database import Database, is_outage
+from serve_app.metering.leases import Leases, Watch
+from serve_app.metering.limits import Rate, nanoseconds, standing
 from serve_app.metering.quota import invalid_key, no_quota
 from serve_app.metering.records import Pulse
 from serve_app.metering.types import (
@@ -62,7 +65,14 @@ def utc_now() -> datetime:
 class SqlLedger:
     """`Ledger` over one `Database`. Use it on one event loop; use several for several processes."""
 
-    def __init__(self, database: Database, clock: Callable[[], datetime] = utc_now) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: Callable[[], datetime] = utc_now,
+        watch: Watch | None = None,
+    ) -> None:
+        self._id = f"gw_{uuid4().hex}"
+        self._leases = Leases(database, clock, self._id, watch or Watch(database.lease_s))
         self._database = database
         self._clock = clock
         self._touched: dict[str, datetime] = {}
@@ -106,7 +116,9 @@ class SqlLedger:
         request.require_bounds()
         if request.units > UNITS_MAX:
             raise no_quota()  # no account can have so many, nor a BIGINT hold them
-        future: asyncio.Future[Hold] = self._queue.submit(Reserve(request))
+        future: asyncio.Future[Hold] = self._queue.submit(
+            Reserve(request, self._id if self._leases.alive else None)
+        )
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -123,7 +135,11 @@ class SqlLedger:
         return await self._writes.finish(self._resolve(hold_id, HoldState.RELEASED, 0))
 
     async def expire_holds(self) -> int:
-        return await self._writes.finish(self._expire_holds())
+        overdue = self._expire(sql.OVERDUE, now=self._clock())
+        return await self._writes.finish(overdue)
+
+    async def beat(self) -> int:
+        return await self._writes.finish(self._beat())
 
     async def forget_replies(self, before: datetime) -> int:
         async with self._database.write() as connection:
@@ -145,6 +161,13 @@ class SqlLedger:
             raise InvalidValue("There is no such account.").at("account")
         return Balance(row.id, row.name, row.granted, row.captured, row.held)
 
+    async def rate(self, key_id: str) -> Rate | None:
+        async with self._database.read() as connection:
+            row = (await connection.execute(sql.KEY_RATE, {"key_id": key_id})).one_or_none()
+        if row is None:
+            return None
+        return standing(row.rate_at_ns, nanoseconds(self._clock()), row.rpm)
+
     async def ping(self) -> None:
         async with self._database.read() as connection:
             await connection.execute(sql.ANY_ACCOUNT)
@@ -159,19 +182,21 @@ class SqlLedger:
         await self._queue.drain()
         await self._database.close()
 
-    async def _expire_holds(self) -> int:
+    async def _beat(self) -> int:
+        dead = await self._leases.beat()
+        return await self._expire(sql.ABANDONED, gateways=dead) if dead else 0
+
+    async def _expire(self, query: Select[Any], **values: object) -> int:
         """A batch at a time, so that requests never wait for a long sweep."""
         expired = 0
         while True:
             async with self._database.read() as connection:
-                found = await connection.execute(
-                    sql.OVERDUE, {"now": self._clock(), "most": SWEEP_BATCH}
-                )
-                overdue = found.scalars().all()
-            futures = [self._queue.submit(Resolve(one, HoldState.EXPIRED)) for one in overdue]
+                found = await connection.execute(query, {**values, "most": SWEEP_BATCH})
+                ids = found.scalars().all()
+            futures = [self._queue.submit(Resolve(one, HoldState.EXPIRED)) for one in ids]
             for future in futures:
                 expired += await future is not None
-            if len(overdue) < SWEEP_BATCH:
+            if len(ids) < SWEEP_BATCH:
                 return expired
 
     async def _pulse(self) -> Pulse:

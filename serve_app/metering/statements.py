@@ -111,6 +111,10 @@ KEY_LIMITS = select(
     .label("images"),
 ).where(api_keys.c.id == bindparam("key_id"))
 
+KEY_RATE = select(api_keys.c.rpm, api_keys.c.rate_at_ns).where(
+    api_keys.c.id == bindparam("key_id"), api_keys.c.rpm.is_not(None)
+)
+
 SET_RATE = (
     update(api_keys)
     .where(api_keys.c.id == bindparam("key_id"))
@@ -198,6 +202,12 @@ OVERDUE = (
     select(holds.c.id)
     .where(holds.c.state == "open", holds.c.expires_at <= _now)
     .order_by(holds.c.expires_at)
+    .limit(bindparam("most"))
+)
+
+ABANDONED = (
+    select(holds.c.id)
+    .where(OPEN, holds.c.gateway_id.in_(bindparam("gateways", expanding=True)))
     .limit(bindparam("most"))
 )
 

@@ -1,4 +1,4 @@
-"""The ledger's six tables, as SQLAlchemy Core. `migrations/` makes them; a test holds both equal.
+"""The ledger's seven tables, as SQLAlchemy Core. `migrations/` makes them; a test holds both equal.
 
 Data flow: `sql`, `admin` and `audit` build their statements from these. Uses nothing that
 PostgreSQL or SQLite lacks. The CHECK constraints repeat what the statements guarantee, so that no
@@ -67,6 +67,7 @@ UNRELEASED = text("state IN ('open', 'captured')")
 """Holds that own their idempotency key. Expiry is a release by the clock: it frees the key too."""
 OPEN = text("state = 'open'")
 KEPT = text("reply IS NOT NULL")
+KEYED = text("idempotency_key IS NOT NULL")
 
 accounts = Table(
     "accounts",
@@ -131,6 +132,7 @@ holds = Table(
     Column("resolved_at", UtcDateTime),
     Column("request_sha256", String(64)),
     Column("reply", Text),
+    Column("gateway_id", String(ID_CHARS)),
     CheckConstraint("units > 0", name="units"),
     CheckConstraint("captured_units >= 0 AND captured_units <= units", name="captured_units"),
     CheckConstraint("state IN ('open', 'captured', 'released', 'expired')", name="state"),
@@ -150,7 +152,8 @@ holds = Table(
     Index("ix_holds_account_id", "account_id"),
 )
 """`request_sha256` and `reply` stand beside an idempotency key only: what was asked and, once it is
-captured, what was answered. Both are forgotten with the key, a day later.
+captured, what was answered. Both are forgotten with the key, a day later. `gateway_id`: which one
+made the hold, so that others may end it when that one is dead, as `leases.py` tells.
 """
 
 entries = Table(
@@ -163,6 +166,7 @@ entries = Table(
     Column("hold_id", ForeignKey("holds.id")),
     Column("created_at", UtcDateTime, nullable=False),
     Column("memo", Text, nullable=False),
+    Column("idempotency_key", String(IDEMPOTENCY_KEY_CHARS_MAX)),
     CheckConstraint(
         "(kind = 'grant' AND units > 0 AND hold_id IS NULL)"
         " OR (kind = 'capture' AND units < 0 AND hold_id IS NOT NULL)",
@@ -170,7 +174,15 @@ entries = Table(
     ),
     Index("ix_entries_account_id", "account_id"),
     Index("uq_entries_hold_id", "hold_id", unique=True),
+    Index(
+        "uq_entries_idempotency_key",
+        "idempotency_key",
+        unique=True,
+        sqlite_where=KEYED,
+        postgresql_where=KEYED,
+    ),
 )
+"""`idempotency_key` is a grant's, and for ever: whoever sends it again grants nothing."""
 
 usage_days = Table(
     "usage_days",
@@ -205,4 +217,15 @@ acts = Table(
 """What operators did: written in the SQL transaction of the act, never changed, never deleted.
 
 `subject` is the id of an account or a key, `detail` a JSON object: what was set, never a secret.
+"""
+
+gateways = Table(
+    "gateways",
+    metadata,
+    Column("id", String(ID_CHARS), primary_key=True),
+    Column("beats", BigInteger, nullable=False),
+    Column("seen_at", UtcDateTime, nullable=False),
+)
+"""Signs of life: each gateway counts its own up, as `leases.py` tells. `seen_at` is for people, and
+for throwing old rows away: nobody is declared dead by a clock.
 """

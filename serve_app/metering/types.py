@@ -187,6 +187,14 @@ class Ledger(Protocol):
         """Release every open hold past its expiry; returns how many. Safe with many callers."""
         ...
 
+    async def beat(self) -> int:
+        """Give a sign of life, and release the holds of gateways that gave none for a lease.
+
+        Returns how many. To be called some times in a lease, by whoever makes holds; the holds of
+        one that never calls it wait for their expiry.
+        """
+        ...
+
     async def forget_replies(self, before: datetime) -> int:
         """Free the idempotency keys of holds captured before then; returns how many."""
         ...
@@ -196,6 +204,10 @@ class Ledger(Protocol):
         ...
 
     async def balance(self, account_id: str) -> Balance: ...
+
+    async def rate(self, key_id: str) -> Rate | None:
+        """Where a key stands now; None where it has no request limit."""
+        ...
 
     async def ping(self) -> None:
         """Return if the database answers and has its tables; for readiness."""

@@ -4,7 +4,7 @@ import { figures } from "./adminfleet.js";
 import { actColumns } from "./adminacts.js";
 import { byId, make } from "./dom.js";
 import { units, when } from "./format.js";
-import { ask, field, onSend, reason, text, whole } from "./forms.js";
+import { ask, field, newKey, onSend, reason, text, whole } from "./forms.js";
 import { blank, failed, listing, skeleton } from "./tables.js";
 
 export class Accounts {
@@ -93,9 +93,13 @@ export class Accounts {
       field({ name: "units", label: "Compute units", hint: "1,048,576: one 1024 × 1024 image", inputMode: "numeric" }),
       reason(true),
     ]);
+    let sent = null; // what was sent and not answered: sent again, it must not be granted twice
     onSend(form, form.querySelector("[role=alert]"), async () => {
       const body = { account: account.id, units: whole(form, "units"), reason: text(form, "reason") };
-      const granted = await this.#api.post("admin/v1/grants", body);
+      const said = JSON.stringify(body);
+      if (sent?.said !== said) sent = { said, key: newKey() };
+      const granted = await this.#api.post("admin/v1/grants", body, { headers: { "idempotency-key": sent.key } });
+      sent = null;
       form.reset();
       this.#say(`${units(body.units)} units were granted.`);
       update(granted);

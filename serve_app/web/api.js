@@ -90,8 +90,8 @@ export class Api {
     }
   }
 
-  async #send(path, { method, body, signal }) {
-    const headers = this.key ? { authorization: `Bearer ${this.key}` } : {};
+  async #send(path, { method, body, signal, headers: more = {} }) {
+    const headers = this.key ? { ...more, authorization: `Bearer ${this.key}` } : { ...more };
     if (body !== undefined) headers["content-type"] = "application/json";
     let reply;
     try {

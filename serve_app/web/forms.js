@@ -35,6 +35,12 @@ export function text(form, name) {
   return form.elements[name].value.trim() || null;
 }
 
+/** An idempotency key that nobody else has; `crypto.randomUUID` is missing on plain HTTP. */
+export function newKey() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
 /** Run `act` when the form is sent; failures go to their field, else to `problem`. */
 export function onSend(form, problem, act) {
   const button = form.querySelector("button.primary");

@@ -41,7 +41,9 @@ GATEWAYS = 2
 DEPLOY_TIMEOUT_S = 240
 POLL_S = 0.05
 REQUEST_TIMEOUT_S = 8.0
-HOLD_TTL_S = 10
+HOLD_TTL_S = 20
+LEASE_S = 6.0
+"""Gateways die all the time here; a stall is shorter."""
 SWEEP_S = 1.0
 OVERDUE_S = 5.0
 """A hold outlives its time by one sweep; a sweep may find the database away and come again."""
@@ -280,6 +282,7 @@ def prepare(platform: Platform, folder: Path, database: Postgres | None) -> Syst
             "migrate_on_start": database is None,  # one machine does, a cluster runs a job
             "hold_ttl_s": HOLD_TTL_S,
             "sweep_interval_s": SWEEP_S,
+            "gateway_lease_s": LEASE_S,
             "busy_timeout_s": 2,
         },
         "store": {"url": f"file://{folder}/images", "signing_key_file": f"{folder}/signing.key"},

@@ -119,6 +119,18 @@ def test_a_grant_without_a_reason_is_refused(run):
     assert run_json(run, "accounts", "show", "alice")["granted"] == 0
 
 
+def test_a_grant_under_a_key_is_made_once(run):
+    run("accounts", "create", "alice")
+    grant = ("grant", "alice", "10", "--reason", "invoice 17", "--idempotency-key", "invoice-17")
+    run(*grant)
+    again = run(*grant)
+    assert "nothing was added" in again.stderr
+    assert run_json(run, "accounts", "show", "alice")["granted"] == 10
+    refused = run("grant", "alice", "11", *grant[3:], code=1)
+    assert "another grant" in refused.stderr
+    assert run_json(run, "accounts", "show", "alice")["granted"] == 10
+
+
 def test_limits_and_budgets_are_set_whole(run):
     run("accounts", "create", "alice")
     key = run_json(run, "keys", "create", "alice", "--rpm", "6", "--models", "a,b", "--models", "c")
@@ -153,7 +165,9 @@ def test_entries_can_be_opened_in_a_spreadsheet_without_running_anything(run):
     run("accounts", "create", "alice")
     run("grant", "alice", "10", "--reason", "=cmd|'/c calc'!A1, \"x\"")
     header, row = csv.reader(run("entries", "list", "--csv").stdout.splitlines())
-    assert header == ["id", "account_id", "kind", "units", "hold_id", "created_at", "memo"]
+    assert header == [
+        "id", "account_id", "kind", "units", "hold_id", "created_at", "memo", "idempotency_key",
+    ]  # fmt: skip
     assert row[6] == "'=cmd|'/c calc'!A1, \"x\""
     assert (row[2], row[3]) == ("grant", "10")
 

@@ -207,3 +207,29 @@ async def test_pages_lead_from_one_to_the_next(admin: httpx.AsyncClient) -> None
         names.append([account["name"] for account in page["data"]])
         after = page["next"]
     assert names == [["alice", "operators"], ["a", "b"], ["c"]]
+
+
+async def test_a_grant_that_is_sent_again_under_its_key_is_answered_and_not_made_again(
+    world: World, admin: httpx.AsyncClient
+) -> None:
+    body = {"account": "alice", "units": 5, "reason": "invoice 17"}
+    key = {"idempotency-key": "invoice-17"}
+    first = await admin.post(GRANTS, json=body, headers=key)
+    again = await admin.post(GRANTS, json=body, headers=key)
+    assert await ok(again, 201) == await ok(first, 201)
+    assert "idempotent-replayed" not in first.headers
+    assert again.headers["idempotent-replayed"] == "true"
+    other = await admin.post(GRANTS, json={**body, "units": 6}, headers=key)
+    assert (other.status_code, error_of(other)["code"]) == (409, "idempotency_key_reused")
+    shown = await ok(await admin.get(f"{ACCOUNTS}/alice"))
+    assert shown["granted"] == first.json()["granted"]
+
+
+@pytest.mark.parametrize("keys", [[""], ["two words"], ["x" * 256], ["a", "a"]])
+async def test_a_grant_under_a_bad_key_is_refused(
+    admin: httpx.AsyncClient, keys: list[str]
+) -> None:
+    body = {"account": "alice", "units": 5, "reason": "invoice 17"}
+    headers = [("idempotency-key", key) for key in keys]
+    reply = await admin.post(GRANTS, json=body, headers=headers)
+    assert (reply.status_code, error_of(reply)["param"]) == (400, "Idempotency-Key")

@@ -54,7 +54,9 @@ async def test_a_file_of_entries_holds_all_of_them_and_no_formula(
     for _ in range(4):
         await evil.grant("alice", 5)
     header, *rows = table(await admin.get("/admin/v1/entries", params={"format": "csv"}))
-    assert header == ["id", "account_id", "kind", "units", "hold_id", "created_at", "memo"]
+    assert header == [
+        "id", "account_id", "kind", "units", "hold_id", "created_at", "memo", "idempotency_key",
+    ]  # fmt: skip
     assert len(rows) == 5
     assert {row[6] for row in rows} == {'\'=HYPERLINK("http://x")', ""}
     by_header = await admin.get("/admin/v1/entries", headers={"accept": "text/csv;q=0.9"})

@@ -54,8 +54,18 @@ async def test_a_replay_is_never_refused_by_a_limit_and_uses_none_of_it(world: W
     assert (await draw(http, "order-17")).status_code == 200
     replay = await draw(http, "order-17")
     assert (replay.status_code, replay.headers["idempotent-replayed"]) == (200, "true")
-    assert not [name for name in replay.headers if name.startswith("x-ratelimit")]
+    assert rate_of(replay) == [1, 0]
     assert (await draw(http, "order-18")).status_code == 429
+
+
+async def test_a_streams_replay_says_where_the_key_stands(world: World) -> None:
+    http = await limited(world, rpm=2)
+    assert rate_of(await draw(http, "order-17", stream=True)) == [2, 1]
+    replay = await draw(http, "order-17", stream=True)
+    assert (rate_of(replay), replay.headers["idempotent-replayed"]) == ([2, 1], "true")
+    unlimited = await draw(world.http, "order-17", stream=True)
+    assert unlimited.headers["idempotent-replayed"] == "true"
+    assert not [name for name in unlimited.headers if name.startswith("x-ratelimit")]
 
 
 async def test_a_key_without_a_limit_has_no_rate_headers(world: World) -> None:
@@ -69,7 +79,15 @@ async def test_too_many_images_at_once_come_back_soon(world: World) -> None:
     reply = await draw(http, n=2)
     assert (reply.status_code, error_of(reply)["code"]) == (429, "rate_limit_exceeded")
     assert int(reply.headers["retry-after"]) <= 120
+    assert not [name for name in reply.headers if name.startswith("x-ratelimit")]
     assert world.generator.jobs == []
+
+
+async def test_too_many_images_at_once_say_where_a_limited_key_stands(world: World) -> None:
+    http = await limited(world, images_max=1, rpm=5)
+    assert rate_of(await draw(http)) == [5, 4]
+    refused = await draw(http, n=2)
+    assert (refused.status_code, rate_of(refused)) == (429, [5, 4])  # it took nothing
 
 
 async def test_a_spent_budget_is_not_to_be_retried(world: World) -> None:

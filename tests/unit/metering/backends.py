@@ -12,7 +12,7 @@ from typing import Protocol
 from serve_app.metering import migrate
 from tests.postgres import Postgres
 
-TABLES = "accounts, api_keys, holds, entries, usage_days, acts"
+TABLES = "accounts, api_keys, holds, entries, usage_days, acts, gateways"
 TEMPLATE = "ledger_template"
 ALEMBIC = "alembic_version"
 OWN = " name NOT LIKE 'alembic%'"

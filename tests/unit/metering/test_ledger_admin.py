@@ -49,7 +49,7 @@ async def test_names_are_unique(ledger, alice):
 async def test_grants_add_up_and_are_entered(ledger):
     await ledger.admin.create_account("alice")
     await ledger.admin.grant("alice", 10)
-    granted = await ledger.admin.grant("alice", 5)
+    granted = (await ledger.admin.grant("alice", 5)).account
     assert granted.balance.granted == 15
     report = await ledger.admin.audit()
     assert (report.entries, report.balanced) == (2, True)

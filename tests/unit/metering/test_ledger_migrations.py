@@ -13,7 +13,7 @@ from serve_app.metering.database import Database
 from serve_app.metering.sql import SqlLedger
 from serve_app.metering.tables import metadata
 
-TABLES = {"accounts", "api_keys", "holds", "entries", "usage_days", "acts"}
+TABLES = {"accounts", "api_keys", "holds", "entries", "usage_days", "acts", "gateways"}
 
 
 def test_the_migrated_schema_is_the_one_that_the_code_assumes(empty):
