@@ -223,7 +223,7 @@ async def test_a_stuck_writer_of_the_same_process_is_an_outage_too(sqlite, make_
 
 
 async def test_an_empty_pool_is_an_outage(bench, alice):
-    ledger = bench.ledger(busy_timeout_s=0.05, pool_size=1)
+    ledger = bench.ledger(busy_timeout_s=1, pool_size=1)
     async with ledger._database.read():
         with pytest.raises(LedgerUnavailable):
             await ledger.authenticate(alice.secret)
