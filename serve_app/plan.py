@@ -110,9 +110,12 @@ class Plan:
         """Compute units of one more of the samples after `done`; such shares add up."""
         return self.units_for(done + 1) - (self.units_for(done) if done else 0)
 
-    def job(self, job_id: str, account: str, timeout_s: float) -> GenerationJob:
+    def job(
+        self, job_id: str, account: str, timeout_s: float, request_id: str = ""
+    ) -> GenerationJob:
         return GenerationJob(
             job_id=job_id,
+            request_id=request_id,
             prompt=self.prompt,
             width=self.width,
             height=self.height,

@@ -28,12 +28,13 @@ from serve_app.engine.metadata import describe as describe_file
 from serve_app.errors import DeadlineExceeded, GenerationFailed, Unavailable, UnsupportedValue
 from serve_app.idempotency import HEADER, Claims, KeptImage, kept_reply, request_digest
 from serve_app.metering.types import Hold, HoldRecord, HoldRequest, Ledger, Principal, Resolution
+from serve_app.observability import request_facts
 from serve_app.plan import Catalogue, Plan, plan_job
 from serve_app.replay import Replayer
 from serve_app.schema import SEED_MAX, ImageRequest
 from serve_app.settle import Put, Settler
 from serve_app.storage.store import ImageStore
-from serve_app.streaming import Describe, StreamEvent, deliver
+from serve_app.streaming import CompletedImage, Describe, StreamEvent, deliver
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,10 @@ class ImageService:
 
     def plan(self, principal: Principal, request: ImageRequest, key: str | None = None) -> Plan:
         """Resolve a request against the catalogue, or raise the error that names its field."""
+        facts = request_facts()
+        facts.user = request.user
         plan = plan_job(request, self.catalogue, random_seed, principal.models)
+        facts.model = plan.model.config.id
         if self.store is not None:
             return replace(plan, replayable=key is not None)
         if key is not None:
@@ -123,7 +127,9 @@ class ImageService:
         capture: asyncio.Task[Resolution] | None = None
         try:
             async with asyncio.timeout_at(deadline):
-                images = await self._draw(principal, plan, hold, describe, puts, deadline)
+                # The hold's id and not the request's: clients choose that one, maybe twice.
+                job = plan.job(hold.id, principal.account_id, _left_s(deadline), request_id)
+                images = await self._draw(plan, job, describe, puts)
             created_s = int(self._now())
             reply = _reply(images, puts, created_s) if plan.replayable else None
             capture = settler.in_background(settler.capture(hold, plan.units, reply))
@@ -137,6 +143,8 @@ class ImageService:
             if charged is None or not isinstance(exc, Unavailable):
                 raise
             resolution = charged  # only the answer was lost: who has paid gets the pictures
+        facts = request_facts()
+        facts.images, facts.units = plan.n, resolution.captured_units
         return Delivery(
             plan=plan,
             images=images,
@@ -157,13 +165,17 @@ class ImageService:
             assert self._replayer is not None  # else `plan` has refused the key
             delivery = self._replayer.stream(principal, plan, hold, deadline)
         else:
-            job = plan.job(hold.id, principal.account_id, _left_s(deadline))
+            job = plan.job(hold.id, principal.account_id, _left_s(deadline), request_id)
             source = self._generators[plan.model.config.id].stream(job)
             describe = self._describer(plan, request_id)
             delivery = deliver(plan, hold, source, describe, self._settler, deadline)
+        facts = request_facts()
         async with aclosing(delivery) as events:
             async for event in events:
                 yield event
+                if isinstance(event, CompletedImage) and not facts.replayed:  # it was sent
+                    facts.images = (facts.images or 0) + 1
+                    facts.units = (facts.units or 0) + event.units
 
     def _deadline(self) -> float:
         """Of a request that comes now, by the clock of the event loop."""
@@ -196,24 +208,12 @@ class ImageService:
             hold: Hold | HoldRecord = await self.ledger.hold(wanted)
         else:
             hold = await self._claims.claim(wanted, deadline)
-        if isinstance(hold, HoldRecord):
-            logger.info("the reply of job %s is replayed", hold.id)
-        else:
-            self._log_job(principal, request, plan, hold)
+        facts = request_facts()
+        facts.hold_id, facts.replayed = hold.id, isinstance(hold, HoldRecord)
+        if self.config.log_prompts and not facts.replayed:
+            # Quoted: a line break in it must not forge a line.
+            logger.info("the prompt of job %s is %r", hold.id, plan.prompt)
         return hold
-
-    def _log_job(self, principal: Principal, request: ImageRequest, plan: Plan, hold: Hold) -> None:
-        prompt = plan.prompt if self.config.log_prompts else f"({len(plan.prompt)} characters)"
-        logger.info(
-            "job %s: account %s, user %r, %d images %s, %d units, prompt %r",
-            hold.id,
-            principal.account_id,
-            request.user,  # quoted, as the prompt: a line break in it must not forge a line
-            plan.n,
-            plan.size,
-            plan.units,
-            prompt,
-        )
 
     def _describer(self, plan: Plan, request_id: str) -> Describe:
         metadata = self.config.metadata
@@ -224,18 +224,9 @@ class ImageService:
         return partial(_describe, plan.output_format, origin)
 
     async def _draw(
-        self,
-        principal: Principal,
-        plan: Plan,
-        hold: Hold,
-        describe: Describe,
-        puts: list[Put],
-        deadline: float,
+        self, plan: Plan, job: GenerationJob, describe: Describe, puts: list[Put]
     ) -> tuple[Image, ...]:
-        generator = self._generators[plan.model.config.id]
-        # The hold's id and not the request's: clients may choose that one, and choose it twice.
-        job = plan.job(hold.id, principal.account_id, _left_s(deadline))
-        result = await generator.generate(job)
+        result = await self._generators[plan.model.config.id].generate(job)
         if len(result.images) != plan.n:
             logger.error("model %s returned %d images", plan.model.config.id, len(result.images))
             raise GenerationFailed("The model returned the wrong number of images.")

@@ -19,6 +19,7 @@ from serve_app.config import AppConfig
 from serve_app.deployments.fleet import Fleet
 from serve_app.deployments.gatewaywatch import watch_forever
 from serve_app.deployments.generator import HandleGenerator
+from serve_app.deployments.logs import join_serves_logs
 from serve_app.deployments.proxy import warn_if_unguarded
 from serve_app.deployments.rayrecorder import gateway_recorder
 from serve_app.deployments.readiness import Readiness
@@ -30,7 +31,6 @@ from serve_app.metering.leases import BEATS
 from serve_app.metering.measured import MeasuredLedger
 from serve_app.metering.sql import SqlLedger
 from serve_app.metrics import REPLICA_DEATHS
-from serve_app.observability import configure_logging
 from serve_app.plan import Catalogue, ServedModel
 from serve_app.service import ImageService
 from serve_app.storage.store import ImageStore
@@ -47,7 +47,7 @@ class _Gateway:
     async def __init__(  # type: ignore[misc]
         self, config: AppConfig, models: dict[str, DeploymentHandle]
     ) -> None:
-        configure_logging()
+        join_serves_logs()
         warn_if_unguarded(RAY_SERVE_ENABLE_DIRECT_INGRESS)
         self.config = config
         self.record = gateway_recorder()

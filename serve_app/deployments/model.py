@@ -18,12 +18,13 @@ from ray import serve
 from serve_app.config import BatchingConfig, ModelConfig
 from serve_app.deployments.autoscaling import BACKLOG_S, BUSY_S, JOB_S, JOBS
 from serve_app.deployments.enginewatch import INTERVAL_S, EngineWatch
+from serve_app.deployments.jobline import JobLine
+from serve_app.deployments.logs import join_serves_logs
 from serve_app.deployments.rayrecorder import replica_recorder
 from serve_app.deployments.workmeter import WorkMeter
-from serve_app.engine.job import EngineStats, Event, GenerationJob, GenerationResult
+from serve_app.engine.job import EngineStats, Event, Finished, GenerationJob, GenerationResult
 from serve_app.engine.progress import StepThrottle
 from serve_app.errors import ConfigError
-from serve_app.observability import configure_logging
 
 if TYPE_CHECKING:
     from serve_app.engine.parts import PromptEmbedding
@@ -42,7 +43,7 @@ class FluxModel:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         from serve_app.engine.open import open_engine
 
-        configure_logging()
+        join_serves_logs(model=config.id)
         self.config = config
         self._meter = WorkMeter()
         self._jobs = 0
@@ -76,17 +77,22 @@ class FluxModel:
 
     async def generate(self, job: GenerationJob) -> GenerationResult:
         """Draw all samples of a job; cancelling it drops them at the next step."""
-        with self._counted(job):
+        with self._counted(job), JobLine(job) as line:
             embedding = await self._encode(job.prompt)
-            return await self.engine.generate(job, embedding)
+            result = await self.engine.generate(job, embedding)
+            for image in result.images:
+                line.drawn(image)
+            return result
 
     async def stream(self, job: GenerationJob) -> AsyncGenerator[Event, None]:
         """Events of a job as they come, steps only if asked for; cancelling it works the same."""
-        with self._counted(job):
+        with self._counted(job), JobLine(job) as line:
             embedding = await self._encode(job.prompt)
             throttle = StepThrottle(job)
             async with aclosing(self.engine.submit(job, embedding)) as events:
                 async for event in events:
+                    if isinstance(event, Finished):
+                        line.drawn(event)
                     if throttle.passes(event):  # each event is a message
                         yield event
 

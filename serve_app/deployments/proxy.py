@@ -15,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.deployments.logs import join_serves_logs
 from serve_app.errors import AppError, DeadlineExceeded, Unavailable
 from serve_app.ingress.errors import error_response
 from serve_app.ingress.middleware import refuse_websocket, request_id_from
@@ -45,6 +46,7 @@ def warn_if_unguarded(direct_ingress: bool) -> None:
 
 def middlewares() -> Iterable[Middleware]:
     """Called once by every Serve proxy at its start."""
+    join_serves_logs()
     return [Middleware(ProxyGuard)]
 
 
@@ -82,7 +84,11 @@ class _Exchange:
         except Exception:
             if self._started:
                 raise  # the connection breaks: nobody must take half a reply for a whole one
-            logger.exception("Serve's proxy failed under request %s", self._request_id)
+            logger.exception(
+                "Serve's proxy failed under request %s",
+                self._request_id,
+                extra={"request_id": self._request_id},
+            )
         if not self._started:  # a gateway died, say: uvicorn would tell it in plain text
             error = self._replaced or AppError()
             await error_response(error)(scope, receive, self._send_with_id)

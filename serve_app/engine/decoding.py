@@ -151,11 +151,11 @@ class Decoding:
         try:
             pixels = decode(state)
         except NonFiniteLatents:
-            logger.error("latents hold NaN or infinity: job %s", run.job.job_id)
+            logger.error("latents hold NaN or infinity: job %s", run.job.job_id, extra=run.job.ids)
         except Exception as error:
             too_tight = beside and is_out_of_memory(error)
             if not too_tight:
-                logger.exception("decoding failed: job %s", run.job.job_id)
+                logger.exception("decoding failed: job %s", run.job.job_id, extra=run.job.ids)
         finally:
             watchdog.end(learn=pixels is not None)
         if too_tight:
@@ -195,7 +195,7 @@ class Decoding:
             pixels = self._sampler.decode_latents(latents, job.height, job.width)
             learn = True
         except Exception:  # also NaN: the image itself will tell
-            logger.exception("a preview failed: job %s", job.job_id)
+            logger.exception("a preview failed: job %s", job.job_id, extra=job.ids)
             return
         finally:
             watchdog.end(learn=learn)

@@ -181,7 +181,7 @@ class DeviceThread:
                 vectors, job.width, job.height, job.steps, job.guidance, sample.seed
             )
         except Exception:
-            logger.exception("starting a sample failed: job %s", job.job_id)
+            logger.exception("starting a sample failed: job %s", job.job_id, extra=job.ids)
             self._board.end(run, GenerationFailed(FAILED))
             return False
         sample.sample.preview_steps = preview_steps(sample.sample.steps, job.previews)

@@ -59,7 +59,7 @@ class Images:
         try:
             image = self._encode(pixels, job.output_format, job.output_compression)
         except Exception:
-            logger.exception("encoding a preview failed: job %s", job.job_id)
+            logger.exception("encoding a preview failed: job %s", job.job_id, extra=job.ids)
             return None
         preview = Preview(job.job_id, sample.index, number, image)
         return lambda: self._board.send(run, preview)
@@ -70,7 +70,7 @@ class Images:
         try:
             image = self._encode(pixels, job.output_format, job.output_compression)
         except Exception:
-            logger.exception("encoding the image failed: job %s", job.job_id)
+            logger.exception("encoding the image failed: job %s", job.job_id, extra=job.ids)
             failure = GenerationFailed("The image could not be encoded.")
             return lambda: self._board.end(run, failure)
         vectors = run.embedding.vectors

@@ -3,6 +3,7 @@
 They cross Ray handles, so they hold neither tensors nor PIL images. Must not import torch.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -31,6 +32,19 @@ class GenerationJob:
     """Previews of each sample on its way; see `preview_steps`."""
     progress: bool = False
     """Whether `Step`s shall leave the replica; see `progress.StepThrottle`."""
+    request_id: str = ""
+    """For logs; clients may choose it, and choose it twice."""
+    trace: Mapping[str, str] = field(default_factory=dict)
+    """The span that it is drawn for, as W3C headers; see `tracing`."""
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """Whose job it is, as `extra` of a log line."""
+        return {
+            "request_id": self.request_id,
+            "account_id": self.account,
+            "hold_id": self.job_id,
+        }
 
 
 @dataclass(frozen=True)

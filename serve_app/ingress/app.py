@@ -16,6 +16,7 @@ from serve_app.ingress.routes import Api
 from serve_app.metering.admin import LedgerAdmin
 from serve_app.metrics import SILENT, Recorder
 from serve_app.service import ImageService
+from serve_app.tracing import NO_TRACES, Tracer
 
 
 def create_app(
@@ -24,6 +25,7 @@ def create_app(
     ledger_admin: LedgerAdmin,
     fleet: Fleet,
     record: Recorder = SILENT,
+    tracer: Tracer = NO_TRACES,
 ) -> ASGIApp:
     """The whole HTTP surface over a service.
 
@@ -40,4 +42,4 @@ def create_app(
         },
     )
     app.router.redirect_slashes = False  # a redirect would drop the body of a POST
-    return RequestEnvelope(app, RequestMetrics(record, routes))
+    return RequestEnvelope(app, RequestMetrics(record, routes), tracer)

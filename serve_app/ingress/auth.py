@@ -15,6 +15,7 @@ from serve_app.errors import InsufficientScope, InvalidKey, MissingKey
 from serve_app.metering import keys
 from serve_app.metering.keys import SCOPE_DEVELOPMENT, SCOPE_IMAGES
 from serve_app.metering.types import Principal
+from serve_app.observability import request_facts
 
 KEY_MAX_CHARS = 256
 """Keys are about 50 characters; a longer one is not worth hashing."""
@@ -95,6 +96,7 @@ async def authenticate(
     principal = await ledger.authenticate(secret)
     if SCOPE_DEVELOPMENT in principal.scopes and not development:
         raise InvalidKey("Incorrect API key provided.")
+    request_facts().account_id = principal.account_id
     if scope not in principal.scopes:
         raise InsufficientScope(f"This API key lacks the scope '{scope}'.")
     return principal

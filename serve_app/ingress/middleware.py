@@ -1,31 +1,32 @@
-"""The outermost ring: request id, access log, and the last catch of unexpected failures.
+"""The outermost ring: request id, span, access log, and the last catch of unexpected failures.
 
-Data flow: ASGI scope -> `RequestEnvelope` (sets `scope["state"]["request_id"]`) -> the application
--> headers added to whatever it answers. Pure ASGI: streaming and cancellation pass untouched.
+Data flow: ASGI scope -> `RequestEnvelope` (sets `scope["state"]["request_id"]`, binds the request's
+facts) -> the application -> headers added to whatever it answers. Pure ASGI: streaming and
+cancellation pass untouched.
 """
 
 import logging
 import re
 import time
 import uuid
-from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import AppError, UnknownRoute
+from serve_app.ingress.accesslog import PROBE_PATHS, write_line
 from serve_app.ingress.errors import error_response
 from serve_app.ingress.headers import REPLAYED
 from serve_app.ingress.requestmetrics import RequestMetrics, note_error
+from serve_app.ingress.requestspan import begin_span, end_span
 from serve_app.metrics import SILENT
-from serve_app.observability import bind_request_id
+from serve_app.observability import RequestFacts, bound
+from serve_app.tracing import NO_SPAN, NO_TRACES, Span, Tracer
 
 logger = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 """What a client may choose as request id: it goes into headers, logs and the ledger."""
-PROBE_PATHS = frozenset({"/health", "/ready"})
-"""Asked every few seconds by load balancers: they would bury everything else in the log."""
 
 
 def request_id_from(value: str | None) -> str:
@@ -49,17 +50,25 @@ async def refuse_websocket(scope: Scope, receive: Receive, send: Send) -> None:
 class RequestEnvelope:
     """Wraps every request; knows nothing of routes."""
 
-    def __init__(self, app: ASGIApp, metrics: RequestMetrics | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: RequestMetrics | None = None,
+        tracer: Tracer = NO_TRACES,
+    ) -> None:
         self.app = app
         self.metrics = metrics or RequestMetrics(SILENT)
+        self.tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await refuse_websocket(scope, receive, send)
-            return
-        if scope["type"] != "http":
+        elif scope["type"] == "http":
+            await self._request(scope, receive, send)
+        else:
             await self.app(scope, receive, send)
-            return
+
+    async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         request_id = request_id_from(Headers(scope=scope).get("x-request-id"))
         scope.setdefault("state", {})["request_id"] = request_id
@@ -80,7 +89,8 @@ class RequestEnvelope:
                 complete = not message.get("more_body", False)
             await send(message)
 
-        with bind_request_id(request_id):
+        facts = RequestFacts(request_id, span=self._begin_span(scope))
+        with bound(facts):
             try:
                 await self._answer(scope, receive, send_wrapped)
             except Exception:
@@ -91,7 +101,7 @@ class RequestEnvelope:
                 if not status:
                     await error_response(AppError())(scope, receive, send_wrapped)
             finally:
-                self._ended(scope, status, time.perf_counter() - started)
+                self._ended(scope, status, time.perf_counter() - started, facts)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not scope["path"].endswith("\n"):  # which the `$` of Starlette's routes lets pass
@@ -101,11 +111,14 @@ class RequestEnvelope:
         note_error(scope, error)
         await error_response(error)(scope, receive, send)
 
-    def _ended(self, scope: Scope, status: int, seconds: float) -> None:
-        """Count and log a request; status 0: its client left before there was a reply."""
+    def _begin_span(self, scope: Scope) -> Span:
+        if self.tracer is NO_TRACES or scope["path"] in PROBE_PATHS:
+            return NO_SPAN
+        return begin_span(self.tracer, scope)
+
+    def _ended(self, scope: Scope, status: int, seconds: float, facts: RequestFacts) -> None:
+        """Count and tell of a request; status 0: its client left before there was a reply."""
         self.metrics.ended(scope, status, seconds)
-        level = logging.DEBUG if scope["path"] in PROBE_PATHS else logging.INFO
-        # Quoted again: a decoded line break would forge a line of the log.
-        path = quote(scope["path"], errors="replace")
-        shown = status or "cancelled"
-        logger.log(level, "%s %s %s %d ms", scope["method"], path, shown, int(seconds * 1000))
+        write_line(scope, status, seconds, facts)
+        if facts.span is not NO_SPAN:
+            end_span(scope, status, self.metrics.route(scope), facts)

@@ -33,13 +33,17 @@ class RequestMetrics:
             route.endpoint: route.path.replace(":path}", "}") for route in routes
         }
 
+    def route(self, scope: Scope) -> str | None:
+        """Template of the route that took a request; None where none did."""
+        return self._templates.get(scope.get("endpoint"))  # type: ignore[arg-type]
+
     def replayed(self) -> None:
         """An earlier reply is sent again."""
         self._record.count(REPLAYS)
 
     def ended(self, scope: Scope, status: int, seconds: float) -> None:
         """A request is over; status 0: its client left before there was a reply."""
-        route = self._templates.get(scope.get("endpoint"), NO_ROUTE)  # type: ignore[arg-type]
+        route = self.route(scope) or NO_ROUTE
         method = scope["method"] if scope["method"] in METHODS else NO_ROUTE
         shown = str(status or CLIENT_LEFT)
         self._record.count(REQUESTS, route=route, method=method, status=shown)

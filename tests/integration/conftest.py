@@ -6,6 +6,7 @@ folder pinned to a fake GPU) and `strict` at `/strict` (tiny limits, its own led
 
 import asyncio
 import contextlib
+import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -101,6 +102,13 @@ class Cluster:
     document: dict[str, Any]
     metrics_url: str
     """Where Ray's agent exports metrics for Prometheus."""
+
+    def log_entries(self, component: str, **fields: Any) -> list[dict[str, Any]]:
+        """Lines with these fields in the JSON logs of the replicas of a deployment of `main`."""
+        files = self.folder.glob(f"r/session_2*/logs/serve/replica_main_{component}_*.log")
+        lines = [line for file in files for line in file.read_text("utf-8").splitlines()]
+        entries = [json.loads(line) for line in lines]
+        return [one for one in entries if {**one, **fields} == one]
 
     def deploy(self, document: dict[str, Any]) -> None:
         """What `serve deploy` does with a config file."""
@@ -199,6 +207,7 @@ def _document(folder: Path, port: int) -> dict[str, Any]:
         **application,
         "name": "main",
         "route_prefix": "/",
+        "logging_config": {"encoding": "JSON", "enable_access_log": False},
         "args": application_args(
             folder,
             "main",

@@ -1,8 +1,9 @@
 """A gateway on real parts: SQL ledger and image store in a temporary folder, HTTP in process."""
 
 import contextlib
+import logging
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,19 @@ def migrated_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("world") / "ledger.db"
     migrate.upgrade(f"sqlite:///{path}")
     return path
+
+
+@pytest.fixture
+def own_loggers() -> Iterator[None]:
+    """What a test does to the loggers of this process ends with it."""
+    loggers = [logging.getLogger(name) for name in ("serve_app", "ray.serve", "opentelemetry")]
+    before = [(one, one.handlers, one.filters, one.parent, one.level) for one in loggers]
+    for one in loggers:
+        one.handlers = list(one.handlers)
+    yield
+    for one, handlers, filters, parent, level in before:
+        one.handlers, one.filters, one.parent = handlers, filters, parent
+        one.setLevel(level)
 
 
 @pytest.fixture

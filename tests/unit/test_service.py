@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import io
-import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -416,17 +415,3 @@ async def test_a_bad_request_holds_nothing(world: World) -> None:
         await generate(world, ImageRequest(prompt="x", size="1x1"))
     assert (await world.balance()).held == 0
     assert world.generator.jobs == []
-
-
-@pytest.mark.parametrize("log_prompts", [False, True])
-async def test_a_job_is_logged_with_its_user_and_its_prompt_only_on_request(
-    make_world: MakeWorld, log_prompts: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    world = await make_world(log_prompts=log_prompts)
-    request = ImageRequest(prompt="a private picture", user="u-7\nERROR forged line")
-    with caplog.at_level(logging.INFO):
-        await generate(world, request)
-    (line,) = [record.getMessage() for record in caplog.records if "u-7" in record.getMessage()]
-    assert "\n" not in line
-    assert world.principal.account_id in line
-    assert ("a private picture" in line) == log_prompts

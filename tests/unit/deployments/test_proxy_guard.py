@@ -182,7 +182,7 @@ async def test_a_lifespan_passes_and_a_websocket_is_closed() -> None:
     assert sent == [{"type": "websocket.close", "code": 1008}]
 
 
-def test_serve_finds_the_guard_by_the_path_that_the_configs_name() -> None:
+def test_serve_finds_the_guard_by_the_path_that_the_configs_name(own_loggers: None) -> None:
     module, _, name = CALLBACK_PATH.rpartition(".")
     assert (module, name) == (middlewares.__module__, middlewares.__name__)
     assert [middleware.cls for middleware in middlewares()] == [ProxyGuard]
