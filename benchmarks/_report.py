@@ -50,7 +50,7 @@ def finish(
     path = RESULTS / f"{name}-{machine['slug']}.json"
     written = {
         "benchmark": name,
-        "command": command(name),
+        "command": command(name.partition("-")[0]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "hardware": machine,

@@ -21,11 +21,17 @@ def main() -> None:
     parser.add_argument(
         "--compiled", action="store_true", help="on a CPU, too, measure FluxPipeline compiled"
     )
+    parser.add_argument(
+        "--part",
+        default="all",
+        choices=("all", "targets", "ablation"),
+        help="on a GPU: a half, for machines lent for minutes; written to a file of its own",
+    )
     options = parser.parse_args()
     if options.device.startswith("cuda"):
         from benchmarks import engine_cuda
 
-        rows, summary, notes = engine_cuda.run(options.device, quick=options.quick)
+        rows, summary, notes = engine_cuda.run(options.device, options.part, quick=options.quick)
     else:
         from benchmarks import engine_cpu
 
@@ -33,7 +39,8 @@ def main() -> None:
             quick=options.quick, threads=options.threads, compiled=options.compiled
         )
     packages = ("torch", "diffusers", "transformers", "torchao", "numpy")
-    _report.finish("engine", rows, summary, device=options.device, packages=packages, notes=notes)
+    name = "engine" if options.part == "all" else f"engine-{options.part}"
+    _report.finish(name, rows, summary, device=options.device, packages=packages, notes=notes)
 
 
 if __name__ == "__main__":

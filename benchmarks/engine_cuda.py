@@ -92,8 +92,8 @@ COLD_START_MAX_S = 60.0
 Result = tuple[list[Row], dict[str, float], list[str]]
 
 
-def run(device: str, *, quick: bool) -> Result:
-    """Measure everything this GPU can do; `quick` leaves out dev and the ablation."""
+def run(device: str, part: str, *, quick: bool) -> Result:
+    """Measure what this GPU can do of `part`; `quick` leaves out dev and the ablation."""
     rounds = ROUNDS_QUICK if quick else ROUNDS
     rows: list[Row] = []
     summary: dict[str, float] = {}
@@ -101,6 +101,24 @@ def run(device: str, *, quick: bool) -> Result:
         f"random weights: right cost, noise for pictures; medians of {rounds} rounds, eager and "
         "ours in turn; seconds per image, prompt to PNG; ratio: eager / ours"
     ]
+    if part in ("all", "targets"):
+        _targets(device, rounds, quick, rows, summary, notes)
+    if part in ("all", "ablation"):
+        _ablations(device, rounds, quick, rows, notes)
+    for key in ("throughput_ratio", "worst_ratio", "latency_s", "latency_ratio", "roofline_ratio"):
+        summary.setdefault(key, 0.0)
+    notes.append("0 in the last line: not run")
+    return rows, summary, notes
+
+
+def _targets(
+    device: str,
+    rounds: int,
+    quick: bool,
+    rows: list[Row],
+    summary: dict[str, float],
+    notes: list[str],
+) -> None:
     groups = dict.fromkeys((target.model, target.precision) for target in TARGETS)
     for model, precision in groups:
         if quick and model == "random:dev":
@@ -111,19 +129,18 @@ def run(device: str, *, quick: bool) -> Result:
             rows += _group(device, targets, rounds, summary, notes)
     with _or_note(notes, "FluxPipeline compiled"):
         rows.append(_compiled(device, rounds))
+
+
+def _ablations(device: str, rounds: int, quick: bool, rows: list[Row], notes: list[str]) -> None:
     if quick:
         notes.append("ablation: not run (--quick)")
-    else:
-        for name, switches in ABLATION.items():
-            with _or_note(notes, f"ablation {name}"):
-                rows.append(_ablation(device, name, switches, rounds))
-        for name, switches, works in PAIRED:
-            with _or_note(notes, f"ablation {name}"):
-                rows += _paired(device, name, switches, works, rounds, notes)
-    for key in ("throughput_ratio", "worst_ratio", "latency_s", "latency_ratio", "roofline_ratio"):
-        summary.setdefault(key, 0.0)
-    notes.append("0 in the last line: not run")
-    return rows, summary, notes
+        return
+    for name, switches in ABLATION.items():
+        with _or_note(notes, f"ablation {name}"):
+            rows.append(_ablation(device, name, switches, rounds))
+    for name, switches, works in PAIRED:
+        with _or_note(notes, f"ablation {name}"):
+            rows += _paired(device, name, switches, works, rounds, notes)
 
 
 def _group(
@@ -131,6 +148,8 @@ def _group(
 ) -> list[Row]:
     """All targets of one model in one precision: eager bf16 against ours."""
     model, precision = targets[0].model, targets[0].precision
+    if precision == "fp8" and importlib.util.find_spec("torchao") is None:
+        raise ConfigError("torchao is not installed")  # said before minutes of loading
     _need_memory(device, 2 * WEIGHTS_GIB + 8)
     config = EngineConfig(
         device=device,
@@ -266,8 +285,6 @@ def _need_memory(device: str, gib: int) -> None:
 def _or_note(notes: list[str], what: str) -> Iterator[None]:
     """Run a case; what cannot run leaves a note, and no memory behind."""
     try:
-        if "fp8" in what and importlib.util.find_spec("torchao") is None:
-            raise ConfigError("torchao is not installed")
         yield
     except ConfigError as error:
         notes.append(f"{what}: not run ({error})")
