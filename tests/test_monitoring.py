@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from tools.render_dashboard import PAGE, render
 ROOT = Path(__file__).parents[1]
 ALERTS = yaml.safe_load((ROOT / "monitoring" / "alerts.yaml").read_text(encoding="utf-8"))
 RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
+CASES = ROOT / "monitoring" / "alerts_test.yaml"
 DASHBOARD = json.loads(PAGE.read_text(encoding="utf-8"))
 SERVES_LABELS = {"application", "deployment", "replica"}
 OURS = EXPORT_PREFIX + PREFIX
@@ -103,6 +106,24 @@ def test_an_alert_says_what_is_wrong_and_what_to_do(rule: dict[str, Any]) -> Non
     kept = re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"])
     grouped = re.search(r"by \(([\w, ]+)\)", rule["expr"])
     assert set(kept) <= set(grouped[1].split(", ") if grouped else ())
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_an_alert_has_a_case_where_it_fires_and_one_where_it_does_not(rule: dict[str, Any]) -> None:
+    cases = yaml.safe_load(CASES.read_text(encoding="utf-8"))["tests"]
+    asked = [case for one in cases for case in one["alert_rule_test"]]
+    fires = {bool(case["exp_alerts"]) for case in asked if case["alertname"] == rule["alert"]}
+    assert fires == {True, False}
+
+
+def test_prometheus_itself_finds_that_each_alert_fires_when_it_should() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
+    done = subprocess.run(
+        [promtool, "test", "rules", str(CASES)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_metric_but_those_for_the_curious_is_on_the_dashboard() -> None:
