@@ -38,6 +38,7 @@ __all__ = [
     "Section",
     "Size",
     "StoreConfig",
+    "TracingConfig",
 ]
 
 
@@ -139,6 +140,35 @@ class MetricsConfig(Section):
     )
 
 
+class TracingConfig(Section):
+    """OpenTelemetry traces over OTLP/HTTP; they need the extra `otel`. See tracing.md."""
+
+    endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^/?#\s]+[^?#\s]*$",
+        description="Base URL of a collector; `/v1/traces` is added. null takes "
+        "OTEL_EXPORTER_OTLP_ENDPOINT, else `http://localhost:4318`.",
+    )
+    service_name: str | None = Field(
+        None,
+        min_length=1,
+        description="Name of the service in traces; null takes OTEL_SERVICE_NAME, else "
+        "`flux-serve`.",
+    )
+    sample_ratio: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share of the traces that begin here to keep; null takes OTEL_TRACES_SAMPLER, "
+        "else all.",
+    )
+    follow_clients: bool = Field(
+        True,
+        description="Continue the trace that a client names in `traceparent`, and keep it if the "
+        "client does. false begins one of our own, linked to it.",
+    )
+
+
 class DevelopmentConfig(Section):
     """One ready-made account to try things out; refused unless HTTP is on loopback only."""
 
@@ -169,6 +199,7 @@ class AppConfig(Section):
     metadata: MetadataConfig = Field(MetadataConfig(), description="Metadata in image files.")
     limits: LimitsConfig = Field(LimitsConfig(), description="Bounds on requests.")
     metrics: MetricsConfig = Field(MetricsConfig(), description="Metrics.")
+    tracing: TracingConfig | None = Field(None, description="Traces; null makes none.")
     development: DevelopmentConfig | None = Field(
         None, description="Development account and key; loopback only."
     )

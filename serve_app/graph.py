@@ -13,7 +13,7 @@ from ray.serve._private.constants import RAY_SERVE_ENABLE_DIRECT_INGRESS
 from ray.serve.config import RequestRouterConfig
 from ray.serve.context import _get_global_client
 
-from serve_app.config import AppConfig, ModelConfig
+from serve_app.config import AppConfig, ModelConfig, TracingConfig
 from serve_app.deployments.gateway import Gateway
 from serve_app.deployments.model import FluxModel
 from serve_app.engine.source import simulated_problem
@@ -45,7 +45,7 @@ def build(args: AppConfig) -> serve.Application:
     refuse_development(args, host)
     refuse_simulated(args, host)
     shutdown_s = args.limits.request_timeout_s + SHUTDOWN_MARGIN_S
-    models = {model.id: _model(model, shutdown_s) for model in args.models}
+    models = {model.id: _model(model, args.tracing, shutdown_s) for model in args.models}
     gateway = Gateway.options(
         max_ongoing_requests=GATEWAY_MAX_ONGOING,
         graceful_shutdown_timeout_s=shutdown_s,
@@ -82,7 +82,9 @@ def serving_host() -> str | None:
     return None if client is None else client.http_config.host
 
 
-def _model(model: ModelConfig, shutdown_s: float) -> serve.Application:
+def _model(
+    model: ModelConfig, tracing: TracingConfig | None, shutdown_s: float
+) -> serve.Application:
     options: dict[str, Any] = {"num_cpus": model.num_cpus, "num_gpus": model.num_gpus}
     if model.accelerator_type is not None:
         options["accelerator_type"] = model.accelerator_type
@@ -99,5 +101,5 @@ def _model(model: ModelConfig, shutdown_s: float) -> serve.Application:
             initial_backoff_s=ROUTER_INITIAL_BACKOFF_S, max_backoff_s=ROUTER_MAX_BACKOFF_S
         ),
     )
-    application: serve.Application = deployment.bind(model)
+    application: serve.Application = deployment.bind(model, tracing)
     return application

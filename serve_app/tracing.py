@@ -52,7 +52,7 @@ class Span(Protocol):
         ...
 
     def end(self) -> None:
-        """It is over."""
+        """It is over; what comes after this is without effect."""
         ...
 
 
@@ -72,7 +72,7 @@ class Tracer(Protocol):
         ...
 
 
-class _NoSpan:
+class NoSpan:
     """A `Span` and `Tracer` of whoever does not trace."""
 
     @property
@@ -99,8 +99,8 @@ class _NoSpan:
     def close(self) -> None: ...
 
 
-NO_SPAN: Span = _NoSpan()
-NO_TRACES: Tracer = _NoSpan()
+NO_SPAN: Span = NoSpan()
+NO_TRACES: Tracer = NoSpan()
 
 ATTRIBUTES = {
     "method": ("http.request.method", "`_OTHER` for methods that no route has"),
@@ -145,13 +145,13 @@ AUTH = Info(
 HOLD = Info(
     "hold",
     "Compute units are held.",
-    ("account_id", "model", "images", "size", "steps", "units", "error"),
+    ("account_id", "hold_id", "model", "images", "size", "steps", "units", "error"),
 )
 JOB = Info(
     "job",
     "One try to have the job drawn by a replica, waiting for a free one included. A second one "
     "after the death of a replica.",
-    ("hold_id", "model", "images", "stream", "attempt", "error"),
+    ("hold_id", "images", "stream", "attempt", "error"),
     kind="client",
 )
 STORE = Info("store", "One image is written to the store.", ("bytes", "error"))
@@ -189,7 +189,10 @@ DECODE = Info(
     "decode", "Latents to pixels (VAE), waiting for it included.", ("image", "error"), "replica"
 )
 FILE = Info(
-    "file", "Pixels to a PNG, JPEG or WebP file.", ("image", "bytes", "error"), source="replica"
+    "file",
+    "Pixels to a PNG, JPEG or WebP file, waiting for a thread included.",
+    ("image", "bytes", "error"),
+    source="replica",
 )
 
 ALL: tuple[Info, ...] = tuple(value for value in list(globals().values()) if type(value) is Info)

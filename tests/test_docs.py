@@ -39,7 +39,7 @@ from serve_app.schema import (
     ModelCapabilities,
     QuoteResponse,
 )
-from tests import render_cli, render_metrics
+from tests import render_cli, render_metrics, render_tracing
 from tests.render_configuration import PAGE, render
 
 ROOT = Path(__file__).parents[1]
@@ -196,6 +196,11 @@ def test_the_command_reference_is_made_from_the_code() -> None:
 def test_metrics_tables_are_made_from_the_code() -> None:
     text = render_metrics.PAGE.read_text(encoding="utf-8")
     assert render_metrics.render(text) == text, "run: python -m tests.render_metrics"
+
+
+def test_tracing_tables_are_made_from_the_code() -> None:
+    text = render_tracing.PAGE.read_text(encoding="utf-8")
+    assert render_tracing.render(text) == text, "run: python -m tests.render_tracing"
 
 
 def configuration_examples() -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from serve_app.deployments.logs import join_serves_logs
 from serve_app.deployments.proxy import warn_if_unguarded
 from serve_app.deployments.rayrecorder import gateway_recorder
 from serve_app.deployments.readiness import Readiness
+from serve_app.deployments.traces import LIBRARY_LOGGER, open_tracer
 from serve_app.engine.source import model_info
 from serve_app.errors import AppError
 from serve_app.ingress.app import create_app
@@ -47,7 +48,8 @@ class _Gateway:
     async def __init__(  # type: ignore[misc]
         self, config: AppConfig, models: dict[str, DeploymentHandle]
     ) -> None:
-        join_serves_logs()
+        join_serves_logs(also=(LIBRARY_LOGGER,))
+        self.tracer = open_tracer(config.tracing)
         warn_if_unguarded(RAY_SERVE_ENABLE_DIRECT_INGRESS)
         self.config = config
         self.record = gateway_recorder()
@@ -90,7 +92,9 @@ class _Gateway:
             self._image_sweeper = asyncio.create_task(sweeping)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return create_app(self.service, self._ready, self.ledger.admin, self.fleet, self.record)
+        return create_app(
+            self.service, self._ready, self.ledger.admin, self.fleet, self.record, self.tracer
+        )
 
     async def _sweep_holds(self) -> None:
         """Expire holds that a crash left open, forget old replies: at start, then regularly."""
@@ -134,6 +138,7 @@ class _Gateway:
                 await self.ledger.close()
         except TimeoutError:
             logger.warning("stopped with unresolved holds: they expire by themselves")
+        await asyncio.to_thread(self.tracer.close)
 
 
 Gateway = serve.deployment(name="Gateway")(serve.ingress()(_Gateway))

@@ -23,6 +23,8 @@ from serve_app.deployments.fleet import ReplicaBounds
 from serve_app.deployments.pace import Pace, retry_after_s
 from serve_app.engine.job import Event, Finished, GenerationJob, GenerationResult, Preview, Step
 from serve_app.errors import AppError, GenerationFailed, Overloaded, Unavailable
+from serve_app.observability import traced
+from serve_app.tracing import JOB
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,11 @@ _SERVE_FAILURES = (BackPressureError, DeploymentUnavailableError, RequestCancell
 
 Replicas = Callable[[], Awaitable[ReplicaBounds | None]]
 """How many replicas the model has and may have; None when nobody knows."""
+
+
+def _attempt(job: GenerationJob, number: int, *, stream: bool) -> traced:
+    """The span of one try."""
+    return traced(JOB, hold_id=job.job_id, images=len(job.seeds), attempt=number, stream=stream)
 
 
 async def _unknown() -> ReplicaBounds | None:
@@ -64,7 +71,9 @@ class HandleGenerator:
             for attempt in range(1, ATTEMPTS + 1):
                 left_s = job.timeout_s - (time.monotonic() - started)
                 try:
-                    return await self._call(dataclasses.replace(job, timeout_s=left_s))
+                    with _attempt(job, attempt, stream=False) as span:
+                        part = dataclasses.replace(job, timeout_s=left_s, trace=span.carrier)
+                        return await self._call(part)
                 except RayActorError:
                     self._replica_died()
                     logger.warning("replica died under job %s (try %d)", job.job_id, attempt)
@@ -133,17 +142,21 @@ class HandleGenerator:
                 timeout_s=job.timeout_s - (time.monotonic() - started),
             )
             try:
-                async with aclosing(self._stream(part)) as events:
-                    async for event in events:
-                        if isinstance(event, Step | Preview | Finished):
-                            event = dataclasses.replace(event, index=indices[event.index])
-                        if isinstance(event, Finished):
-                            missing.remove(event.index)
-                        elif isinstance(event, Preview):
-                            if (event.index, event.number) in previewed:
-                                continue  # sent by the replica that died
-                            previewed.add((event.index, event.number))
-                        yield event
+                with _attempt(part, attempt, stream=True) as span:
+                    traced_part = dataclasses.replace(part, trace=span.carrier)
+                    async with aclosing(self._stream(traced_part)) as events:
+                        async for event in events:
+                            if isinstance(event, Step | Preview | Finished):
+                                event = dataclasses.replace(event, index=indices[event.index])
+                            if isinstance(event, Finished):
+                                missing.remove(event.index)
+                                if not missing:
+                                    span.end()  # sending it on is not drawing
+                            elif isinstance(event, Preview):
+                                if (event.index, event.number) in previewed:
+                                    continue  # sent by the replica that died
+                                previewed.add((event.index, event.number))
+                            yield event
                 return
             except RayActorError:
                 self._replica_died()

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 from ray import serve
 
-from serve_app.config import BatchingConfig, ModelConfig
+from serve_app.config import BatchingConfig, ModelConfig, TracingConfig
 from serve_app.deployments.autoscaling import BACKLOG_S, BUSY_S, JOB_S, JOBS
 from serve_app.deployments.enginewatch import INTERVAL_S, EngineWatch
 from serve_app.deployments.jobline import JobLine
+from serve_app.deployments.jobspans import JobSpans
 from serve_app.deployments.logs import join_serves_logs
 from serve_app.deployments.rayrecorder import replica_recorder
+from serve_app.deployments.traces import LIBRARY_LOGGER, open_tracer
 from serve_app.deployments.workmeter import WorkMeter
 from serve_app.engine.job import EngineStats, Event, Finished, GenerationJob, GenerationResult
 from serve_app.engine.progress import StepThrottle
@@ -37,13 +39,16 @@ DRAIN_S = 20.0
 
 class FluxModel:
     # Serve awaits an async constructor; mypy knows only Python's own rule.
-    async def __init__(self, config: ModelConfig) -> None:  # type: ignore[misc]
+    async def __init__(  # type: ignore[misc]
+        self, config: ModelConfig, tracing: TracingConfig | None = None
+    ) -> None:
         # Torch loads here and not above: building the graph and the gateway must not wait for it.
         # It also warns about image processors that FLUX does not use.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         from serve_app.engine.open import open_engine
 
-        join_serves_logs(model=config.id)
+        join_serves_logs(also=(LIBRARY_LOGGER,), model=config.id)
+        self._tracer = open_tracer(tracing)
         self.config = config
         self._meter = WorkMeter()
         self._jobs = 0
@@ -77,24 +82,27 @@ class FluxModel:
 
     async def generate(self, job: GenerationJob) -> GenerationResult:
         """Draw all samples of a job; cancelling it drops them at the next step."""
-        with self._counted(job), JobLine(job) as line:
-            embedding = await self._encode(job.prompt)
-            result = await self.engine.generate(job, embedding)
+        with self._counted(job), JobLine(job) as line, self._spans(job, stream=False) as spans:
+            embedding = spans.embedding = await self._encode(job.prompt)
+            result = await self.engine.generate(job, embedding, spans.stages)
             for image in result.images:
                 line.drawn(image)
             return result
 
     async def stream(self, job: GenerationJob) -> AsyncGenerator[Event, None]:
         """Events of a job as they come, steps only if asked for; cancelling it works the same."""
-        with self._counted(job), JobLine(job) as line:
-            embedding = await self._encode(job.prompt)
+        with self._counted(job), JobLine(job) as line, self._spans(job, stream=True) as spans:
+            embedding = spans.embedding = await self._encode(job.prompt)
             throttle = StepThrottle(job)
-            async with aclosing(self.engine.submit(job, embedding)) as events:
+            async with aclosing(self.engine.submit(job, embedding, spans.stages)) as events:
                 async for event in events:
                     if isinstance(event, Finished):
                         line.drawn(event)
                     if throttle.passes(event):  # each event is a message
                         yield event
+
+    def _spans(self, job: GenerationJob, *, stream: bool) -> JobSpans:
+        return JobSpans(self._tracer, job, self.config.id, stream=stream)
 
     @contextmanager
     def _counted(self, job: GenerationJob) -> Iterator[None]:
@@ -138,3 +146,4 @@ class FluxModel:
         engine = getattr(self, "engine", None)  # absent when loading failed
         if engine is not None:
             await engine.close(DRAIN_S)
+        await asyncio.to_thread(self._tracer.close)

@@ -24,6 +24,7 @@ from serve_app.engine.meters import Meters
 from serve_app.engine.parts import PromptEmbedding, Sample
 from serve_app.engine.planner import Estimate, Planner
 from serve_app.engine.schedule import Candidate
+from serve_app.engine.stages import SampleStages
 from serve_app.errors import DeadlineExceeded, Overloaded, Unavailable
 
 STEP_TIME_WEIGHT = 0.1  # of the newest step in the running mean: follows a change in ~10 steps
@@ -60,6 +61,7 @@ class SampleRun:
     index: int
     sample: Sample | None = None
     """None until its first step: queued samples take no device memory."""
+    stages: SampleStages = field(default_factory=SampleStages)
     queued_s: float = 0.0
     denoise_s: float = 0.0
     decode_s: float = 0.0
@@ -126,9 +128,13 @@ class Board:
     """Why no new job is taken any more: class and message of the error."""
 
     def admit(
-        self, job: GenerationJob, deliver: Deliver, embedding: PromptEmbedding | None
+        self,
+        job: GenerationJob,
+        deliver: Deliver,
+        embedding: PromptEmbedding | None,
+        stages: list[SampleStages] | None = None,
     ) -> tuple[JobRun, Queued]:
-        """Queue a job; return it and what to tell its owner.
+        """Queue a job; return it and what to tell its owner. Its samples are added to `stages`.
 
         Raises:
             Draining: the engine is closing. Unavailable: it is dead.
@@ -144,7 +150,12 @@ class Board:
             now = time.monotonic()
             run = JobRun(job, deliver, embedding, now, count, not embedding.pending)
             self.runs[id(run)] = run
-            self.samples.extend(SampleRun(run, index) for index in range(count))
+            samples = [
+                SampleRun(run, index, stages=SampleStages(index, now)) for index in range(count)
+            ]
+            self.samples.extend(samples)
+            if stages is not None:
+                stages.extend(sample.stages for sample in samples)
             self.planner.shares.enter(id(run), job.account)
             self.changed.notify_all()
         return run, Queued(job.job_id, ahead, expected.finish_s if expected else None)

@@ -31,6 +31,7 @@ from serve_app.engine.job import (
 from serve_app.engine.parts import Encoder, PromptEmbedding, Sampler
 from serve_app.engine.planner import Planner
 from serve_app.engine.schedule import Shape
+from serve_app.engine.stages import SampleStages
 from serve_app.engine.watchdog import Watchdog
 from serve_app.metrics import Recorder
 
@@ -72,7 +73,10 @@ class EngineCore(ABC):
         )
 
     async def submit(
-        self, job: GenerationJob, prompt_embedding: PromptEmbedding | None = None
+        self,
+        job: GenerationJob,
+        prompt_embedding: PromptEmbedding | None = None,
+        stages: list[SampleStages] | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Run a job: `Queued`, then `Step`s, `Preview`s if asked for and one `Finished` per seed.
 
@@ -85,6 +89,7 @@ class EngineCore(ABC):
             job: what to draw.
             prompt_embedding: from `encode_prompts`; without it the engine encodes `job.prompt`
                 itself, together with all others that wait.
+            stages: gets one for each sample, which tells how far that came, to the end.
 
         Raises:
             InvalidValue: the model cannot draw that size, or a number is out of range.
@@ -100,7 +105,7 @@ class EngineCore(ABC):
         def deliver(item: Event | Exception | None) -> None:
             loop.call_soon_threadsafe(events.put_nowait, item)
 
-        run, queued = self._board.admit(job, deliver, prompt_embedding)
+        run, queued = self._board.admit(job, deliver, prompt_embedding, stages)
         try:
             yield queued
             while (item := await events.get()) is not None:
@@ -111,10 +116,13 @@ class EngineCore(ABC):
             self._board.end(run, None)
 
     async def generate(
-        self, job: GenerationJob, prompt_embedding: PromptEmbedding | None = None
+        self,
+        job: GenerationJob,
+        prompt_embedding: PromptEmbedding | None = None,
+        stages: list[SampleStages] | None = None,
     ) -> GenerationResult:
         """Run a job and return its images in the order of its seeds; raises as `submit`."""
-        async with aclosing(self.submit(job, prompt_embedding)) as events:
+        async with aclosing(self.submit(job, prompt_embedding, stages)) as events:
             images = [event async for event in events if isinstance(event, Finished)]
         return GenerationResult(tuple(sorted(images, key=lambda image: image.index)))
 

@@ -163,7 +163,8 @@ class Decoding:
         elif pixels is None:
             self._board.end(run, GenerationFailed(FAILED))
         else:
-            sample.decode_s = time.monotonic() - started_at
+            sample.stages.decoded_at = time.monotonic()
+            sample.decode_s = sample.stages.decoded_at - started_at
             sample.device_s += sample.decode_s
             self._pass_on(sample, pixels)
 

@@ -211,6 +211,7 @@ class DeviceThread:
         if smooth:  # a retried step says nothing about what steps cost
             self._board.stepped(batch, seconds)
         for sample in stepped:
+            sample.stages.step(started_at, seconds, len(stepped))
             sample.denoise_s += seconds
             sample.device_s += seconds / len(stepped)
         return stepped

@@ -38,6 +38,7 @@ class Images:
         """Encode the next preview of a sample. Device thread."""
         number = sample.previews
         sample.previews += 1
+        sample.stages.previews += 1
         self._submit(sample, partial(self._preview, sample, pixels, number))
 
     def _submit(self, sample: SampleRun, encode: Callable[[], Send | None]) -> None:
@@ -73,13 +74,14 @@ class Images:
             logger.exception("encoding the image failed: job %s", job.job_id, extra=job.ids)
             failure = GenerationFailed("The image could not be encoded.")
             return lambda: self._board.end(run, failure)
+        sample.stages.filed_at, sample.stages.file_bytes = time.monotonic(), len(image)
         vectors = run.embedding.vectors
         timings = Timings(
             queued_s=sample.queued_s,
             encode_prompt_s=vectors.encode_s if vectors else 0.0,
             denoise_s=sample.denoise_s,
             decode_s=sample.decode_s,
-            encode_image_s=time.monotonic() - started_at,
+            encode_image_s=sample.stages.filed_at - started_at,
             device_s=sample.device_s,
         )
         finished = Finished(job.job_id, sample.index, sample.seed, image, timings)

@@ -41,6 +41,9 @@ class PromptEmbedding:
     prompt: str
     vectors: Vectors | None = field(default=None, repr=False)
     failure: AppError | None = None
+    passed: tuple[float, float, int] | None = None
+    """Begin and end of its encoder pass by `time.monotonic()`, and the prompts in it; None for a
+    prompt that was known."""
 
     @property
     def pending(self) -> bool:

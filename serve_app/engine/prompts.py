@@ -6,6 +6,7 @@ thread. Must not log prompts.
 """
 
 import logging
+import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -59,8 +60,11 @@ class PromptQueue:
         pending = pending[:PASS_PROMPTS_MAX]
         if not pending:
             return
+        began = time.monotonic()
         encoded = self._pass([handle.prompt for handle in pending])
+        passed = (began, time.monotonic(), len(pending))
         for handle in pending:
+            handle.passed = passed
             answer = encoded[handle.prompt]
             if isinstance(answer, AppError):
                 handle.failure = answer

@@ -34,6 +34,8 @@ from serve_app.metrics import (
     UNITS_CAPTURED,
     Recorder,
 )
+from serve_app.observability import traced
+from serve_app.tracing import AUTH, CAPTURE, HOLD, RELEASE
 
 HOLDS_MAX = 10_000
 """Holds remembered: those that a lost ledger left to their expiry are never heard of again."""
@@ -51,10 +53,21 @@ class MeasuredLedger:
         self._open: OrderedDict[str, HoldRequest] = OrderedDict()
 
     async def authenticate(self, secret: str) -> Principal:
-        return await self._timed("authenticate", self._ledger.authenticate(secret))
+        with traced(AUTH):
+            return await self._timed("authenticate", self._ledger.authenticate(secret))
 
     async def hold(self, request: HoldRequest) -> Hold:
-        hold = await self._timed("hold", self._ledger.hold(request))
+        with traced(
+            HOLD,
+            account_id=request.account_id,
+            model=request.model,
+            images=request.n,
+            size=f"{request.width}x{request.height}",
+            steps=request.steps,
+            units=request.units,
+        ) as span:
+            hold = await self._timed("hold", self._ledger.hold(request))
+            span.set(hold_id=hold.id)
         self._open[hold.id] = request
         if len(self._open) > HOLDS_MAX:
             self._open.popitem(last=False)
@@ -62,11 +75,13 @@ class MeasuredLedger:
         return hold
 
     async def capture(self, hold_id: str, units: int, reply: str | None = None) -> Resolution:
-        work = self._ledger.capture(hold_id, units, reply)
-        return self._ended(await self._timed("capture", work))
+        with traced(CAPTURE, hold_id=hold_id, units=units):
+            work = self._ledger.capture(hold_id, units, reply)
+            return self._ended(await self._timed("capture", work))
 
     async def release(self, hold_id: str) -> Resolution:
-        return self._ended(await self._timed("release", self._ledger.release(hold_id)))
+        with traced(RELEASE, hold_id=hold_id):
+            return self._ended(await self._timed("release", self._ledger.release(hold_id)))
 
     async def expire_holds(self) -> int:
         expired = await self._timed("expire", self._ledger.expire_holds())

@@ -24,7 +24,9 @@ from obstore.store import from_url
 from serve_app.config import StoreConfig
 from serve_app.errors import ConfigError, ImageExpired, ImageNotFound, StoreUnavailable
 from serve_app.metrics import IMAGES_SWEPT, SILENT, STORE_FAILURES, STORE_PUT_SECONDS, Recorder
+from serve_app.observability import traced
 from serve_app.storage.signing import UrlSigner, load_signing_key
+from serve_app.tracing import STORE
 
 CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 _ID_BYTES = 24  # 192 random bits: ids cannot be guessed even without the signature
@@ -110,12 +112,16 @@ class ImageStore:
             attributes = {"Content-Type": CONTENT_TYPES[output_format], "Cache-Control": cache}
         started = time.perf_counter()
         try:
-            async with asyncio.timeout(self._timeout_s):
-                await obstore.put_async(self._backend, _path(image_id), data, attributes=attributes)
+            with traced(STORE, bytes=len(data)):
+                await self._write(_path(image_id), data, attributes)
         except (BaseError, OSError) as exc:  # TimeoutError is an OSError
             raise self._failed("put", "The image store cannot be written right now.") from exc
         self._record.observe(STORE_PUT_SECONDS, time.perf_counter() - started)
         return image_id
+
+    async def _write(self, path: str, data: bytes, attributes: dict[str, str] | None) -> None:
+        async with asyncio.timeout(self._timeout_s):
+            await obstore.put_async(self._backend, path, data, attributes=attributes)
 
     async def url(self, image_id: str) -> str:
         """A URL that works without a key until `image_ttl_s` from now."""

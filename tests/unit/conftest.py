@@ -11,12 +11,14 @@ import pytest
 from scripted import ScriptedGenerator, ShakyLedger, World, catalogue
 
 from serve_app.adminschema import ReplicaStatus
-from serve_app.config import AppConfig
+from serve_app.config import AppConfig, TracingConfig
 from serve_app.ingress.app import create_app
 from serve_app.metering import migrate
 from serve_app.metering.sql import SqlLedger
+from serve_app.otlp import OtlpTracer
 from serve_app.service import ImageService
 from serve_app.storage.store import ImageStore
+from tests.otlp_receiver import PROMPT, Open, Receiver, assert_documented
 
 MakeWorld = Callable[..., Awaitable[World]]
 GRANTED = 100 * 1024 * 1024
@@ -28,6 +30,31 @@ def migrated_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("world") / "ledger.db"
     migrate.upgrade(f"sqlite:///{path}")
     return path
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as found:
+        yield found
+
+
+@pytest.fixture
+def open_tracer(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
+    """Makes tracers that send to `receiver`; what they sent must be documented, and no secret."""
+    monkeypatch.setattr("serve_app.otlp.CLOSE_S", 60.0)  # a busy machine must lose no span
+    opened: list[OtlpTracer] = []
+
+    def make(**config: Any) -> OtlpTracer:
+        config.setdefault("endpoint", receiver.url)
+        opened.append(OtlpTracer(TracingConfig(**config), "replica-1"))
+        return opened[-1]
+
+    yield make
+    for tracer in opened:
+        tracer.close()
+    assert_documented(receiver.spans)
+    assert PROMPT not in str(receiver.spans)
+    assert "sk-" not in str(receiver.spans)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from scripted import pictures, preview
 
 from serve_app.deployments.fleet import ReplicaBounds
 from serve_app.deployments.generator import HandleGenerator
-from serve_app.engine.job import Event, GenerationJob, GenerationResult, Queued, Step
+from serve_app.engine.job import Event, Finished, GenerationJob, GenerationResult, Queued, Step
 from serve_app.errors import (
     AppError,
     DeadlineExceeded,
@@ -26,6 +26,8 @@ from serve_app.errors import (
     Overloaded,
     Unavailable,
 )
+from serve_app.observability import RequestFacts, bound
+from tests.otlp_receiver import Open, Receiver, named
 
 JOB = GenerationJob("job-1", "a red circle", 256, 256, 4, 0.0, (7,), timeout_s=30.0)
 DRAWN = pictures(JOB, 1)
@@ -105,6 +107,38 @@ async def test_a_dead_replica_gets_one_retry(error: Exception) -> None:
     first, second = handle.jobs
     assert second.timeout_s <= first.timeout_s
     assert (first.job_id, first.seeds) == (second.job_id, second.seeds)
+
+
+@pytest.mark.parametrize("mode", ["json", "stream"])
+async def test_each_try_is_a_span_that_its_replica_continues(
+    receiver: Receiver, open_tracer: Open, mode: str
+) -> None:
+    tracer = open_tracer()
+    request = tracer.request({"traceparent": [], "tracestate": []}, method="POST")
+    with bound(RequestFacts(span=request)):
+        if mode == "json":
+            handle: Any = Handle(ActorDiedError(), DRAWN)
+            await generator(handle).generate(JOB)
+        else:
+            second = dataclasses.replace(SECOND, index=0)  # the only one that is missing
+            handle = StreamHandle((QUEUED, FIRST, ActorDiedError()), (QUEUED, second))
+            events = streaming(handle).stream(TWO)
+            while not isinstance(await anext(events), Finished) or len(handle.jobs) < 2:
+                pass
+            await events.aclose()  # as the service, which has all images
+    request.end()
+    tracer.close()
+    parent = named(receiver.spans, "POST")
+    died, drew = [span for span in receiver.spans if span.name == "job"]
+    assert [span.attributes["flux_serve.attempt"] for span in (died, drew)] == [1, 2]
+    assert [span.attributes["flux_serve.stream"] for span in (died, drew)] == [mode == "stream"] * 2
+    assert (died.failed, died.attributes["error.type"]) == (True, "ActorDiedError")
+    assert not drew.failed
+    for span, job in zip((died, drew), handle.jobs, strict=True):
+        assert span.parent_id == parent.span_id
+        assert span.lies_in(parent)
+        assert job.trace["traceparent"].startswith(f"00-{span.trace_id}-{span.span_id}-")
+        assert span.attributes["flux_serve.images"] == len(job.seeds)
 
 
 async def test_two_dead_replicas_are_a_failure() -> None:
