@@ -72,6 +72,12 @@ class Receiver:
     def trace(self, trace_id: str) -> list[Received]:
         return [span for span in self.spans if span.trace_id == trace_id]
 
+    def having(self, name: str, **attributes: Any) -> list[Received]:
+        """Spans of a name with these attributes of ours."""
+        wanted = {f"flux_serve.{key}": value for key, value in attributes.items()}
+        named = [span for span in self.spans if span.name == name]
+        return [span for span in named if {**span.attributes, **wanted} == span.attributes]
+
     def until(
         self, check: Callable[[list[Received]], bool], trace_id: str, timeout_s: float = 60
     ) -> list[Received]:

@@ -20,14 +20,13 @@ from serve_app.engine.job import (
     Queued,
     preview_steps,
 )
-from serve_app.engine.meters import Meters
+from serve_app.engine.meters import Meters, StepClock
 from serve_app.engine.parts import PromptEmbedding, Sample
 from serve_app.engine.planner import Estimate, Planner
 from serve_app.engine.schedule import Candidate
 from serve_app.engine.stages import SampleStages
 from serve_app.errors import DeadlineExceeded, Overloaded, Unavailable
 
-STEP_TIME_WEIGHT = 0.1  # of the newest step in the running mean: follows a change in ~10 steps
 RETRY_AFTER_MAX_S = 120  # clients ignore a longer Retry-After
 
 Deliver = Callable[[Event | Exception | None], None]
@@ -88,22 +87,6 @@ class SampleRun:
         """Pixels x steps still to do."""
         left = self.candidate
         return left.width * left.height * left.steps_left
-
-
-@dataclass
-class StepClock:
-    """What step batches have cost so far."""
-
-    steps: int = 0
-    batches: int = 0
-    batch_s: float = 0.0
-    """Running mean."""
-
-    def count(self, samples: int, seconds: float) -> None:
-        weight = STEP_TIME_WEIGHT if self.batches else 1.0
-        self.batch_s += weight * (seconds - self.batch_s)
-        self.steps += samples
-        self.batches += 1
 
 
 @dataclass(eq=False)

@@ -23,7 +23,24 @@ from serve_app.metrics import (
 )
 
 SIZES_MAX = 64  # clients choose sizes; metrics carry a series for each
+STEP_TIME_WEIGHT = 0.1  # of the newest step in the running mean: follows a change in ~10 steps
 NEWEST_WEIGHT = 0.1  # in the running means: they follow a change in about ten events
+
+
+@dataclass
+class StepClock:
+    """What step batches have cost so far."""
+
+    steps: int = 0
+    batches: int = 0
+    batch_s: float = 0.0
+    """Running mean."""
+
+    def count(self, samples: int, seconds: float) -> None:
+        weight = STEP_TIME_WEIGHT if self.batches else 1.0
+        self.batch_s += weight * (seconds - self.batch_s)
+        self.steps += samples
+        self.batches += 1
 
 
 @dataclass

@@ -26,6 +26,7 @@ from serve_app.config import AppConfig, LedgerConfig
 from serve_app.engine.random_weights import build_random_flux
 from serve_app.metering.sql import SqlLedger
 from tests.conftest import ROOT, free_port
+from tests.otlp_receiver import Receiver
 
 KEY = "sk-integration-tests"
 DEPLOY_TIMEOUT_S = 240
@@ -102,6 +103,8 @@ class Cluster:
     document: dict[str, Any]
     metrics_url: str
     """Where Ray's agent exports metrics for Prometheus."""
+    receiver: Receiver
+    """Gets the spans of `main`."""
 
     def log_entries(self, component: str, **fields: Any) -> list[dict[str, Any]]:
         """Lines with these fields in the JSON logs of the replicas of a deployment of `main`."""
@@ -196,7 +199,7 @@ def application_args(folder: Path, name: str, url: str, **more: Any) -> dict[str
     return args
 
 
-def _document(folder: Path, port: int) -> dict[str, Any]:
+def _document(folder: Path, port: int, collector: str) -> dict[str, Any]:
     local = yaml.safe_load((ROOT / "configs" / "local.yaml").read_text())
     base = f"http://127.0.0.1:{port}"
     small = {"torch_threads": 1}
@@ -213,6 +216,7 @@ def _document(folder: Path, port: int) -> dict[str, Any]:
             "main",
             base,
             metrics={"interval_s": 0.5, "by_account": True},
+            tracing={"endpoint": collector},
             models=[
                 {
                     "id": "flux-mini",
@@ -251,6 +255,8 @@ def _document(folder: Path, port: int) -> dict[str, Any]:
             ledger={"busy_timeout_s": 0.5},
         ),
     }
+    environment = local["controller_options"]["runtime_env"]["env_vars"]
+    environment["OTEL_BSP_SCHEDULE_DELAY"] = "200"  # milliseconds; 5 s is long for a test
     return {
         "proxy_location": "HeadOnly",
         "http_options": {"host": "127.0.0.1", "port": port},
@@ -261,10 +267,13 @@ def _document(folder: Path, port: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    with tempfile.TemporaryDirectory(prefix="fs-", ignore_cleanup_errors=True) as name:
+    with (
+        tempfile.TemporaryDirectory(prefix="fs-", ignore_cleanup_errors=True) as name,
+        Receiver() as receiver,
+    ):
         folder, port, metrics_port = Path(name), free_port(), free_port()
         build_random_flux(folder / "schnell", "schnell", "tiny")
-        document = _document(folder, port)
+        document = _document(folder, port, receiver.url)
         base = f"http://127.0.0.1:{port}"
         ray.init(
             address="local",
@@ -294,6 +303,7 @@ def cluster() -> Iterator[Cluster]:
                 ),
                 document,
                 f"http://127.0.0.1:{metrics_port}/metrics",
+                receiver,
             )
             cluster.deploy(document)
             yield cluster

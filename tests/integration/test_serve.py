@@ -26,6 +26,7 @@ from tests.integration.conftest import (
     kill_busy_replica,
 )
 from tests.integration.test_events import opened
+from tests.otlp_receiver import named
 
 pytestmark = pytest.mark.serve
 
@@ -120,7 +121,9 @@ def test_the_status_shows_replicas_and_the_work_of_the_whole_fleet(main: App) ->
     eventually(lambda: models()["flux-mini"]["open_holds"] == 0, "neither is held")
 
 
-def test_a_replica_that_dies_is_replaced_by_another_within_the_request(main: App) -> None:
+def test_a_replica_that_dies_is_replaced_by_another_within_the_request(
+    cluster: Cluster, main: App
+) -> None:
     eventually(lambda: healthy(main), "both replicas are up")
     before = main.books()["captured"]
     with ThreadPoolExecutor(1) as pool:
@@ -129,6 +132,25 @@ def test_a_replica_that_dies_is_replaced_by_another_within_the_request(main: App
         reply = pending.result()
     assert reply.status_code == 200, reply.text
     assert main.books()["captured"] - before == int(reply.headers["x-compute-units"])
+    request_id = reply.headers["x-request-id"]
+    (request,) = eventually(
+        lambda: cluster.receiver.having("POST /v1/images/generations", request_id=request_id),
+        "the request's span",
+    )
+    spans = cluster.receiver.until(
+        lambda found: (
+            [span.name for span in found].count("job") == 2
+            and "draw" in {span.name for span in found}
+        ),
+        request.trace_id,
+    )
+    died, drew = sorted(
+        (span for span in spans if span.name == "job"),
+        key=lambda span: span.attributes["flux_serve.attempt"],
+    )
+    assert (died.failed, drew.failed) == (True, False)
+    assert died.attributes["error.type"].startswith("Actor")
+    assert named(spans, "draw").parent_id == drew.span_id
 
 
 def test_openais_own_retries_after_two_deaths_charge_once(main: App) -> None:
