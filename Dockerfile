@@ -24,7 +24,7 @@ ENV PIP_NO_CACHE_DIR=1 \
     RAY_USAGE_STATS_ENABLED=0
 
 FROM base AS variant-cpu
-ENV FLUX_SERVE_EXTRAS=postgres
+ENV FLUX_SERVE_EXTRAS=postgres,otel
 
 FROM base AS variant-cuda
 # Compiling (`optimize.compile_transformer`, fp8) builds small C programs at run time.
@@ -32,7 +32,7 @@ RUN apt-get update \
     && apt-get install --no-install-recommends --yes gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
 # The driver and its libraries come from the node; the CUDA libraries are in torch's wheels.
-ENV FLUX_SERVE_EXTRAS=postgres,gpu \
+ENV FLUX_SERVE_EXTRAS=postgres,otel,gpu \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
