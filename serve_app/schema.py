@@ -2,7 +2,8 @@
 
 Source: OpenAI's OpenAPI file, images section, and what the `openai` and `atoma-sdk` clients really
 parse. `null` means absent for every optional field. Unknown fields are tolerated, because clients
-and proxies add their own; a known field that this server cannot honour is refused, never ignored.
+and proxies add their own. A known one that would change the picture or the reply, and cannot be
+honoured, is refused; `style` and `moderation` are taken, and have no effect.
 """
 
 from typing import Annotated, Any, Literal, Self, TypeVar
