@@ -45,7 +45,7 @@ def build(args: AppConfig) -> serve.Application:
     refuse_development(args, host)
     refuse_simulated(args, host)
     shutdown_s = args.limits.request_timeout_s + SHUTDOWN_MARGIN_S
-    models = {model.id: _model(model, args.tracing, shutdown_s) for model in args.models}
+    models = {model.id: _model(model, shutdown_s, args.tracing) for model in args.models}
     gateway = Gateway.options(
         max_ongoing_requests=GATEWAY_MAX_ONGOING,
         graceful_shutdown_timeout_s=shutdown_s,
@@ -83,7 +83,7 @@ def serving_host() -> str | None:
 
 
 def _model(
-    model: ModelConfig, tracing: TracingConfig | None, shutdown_s: float
+    model: ModelConfig, shutdown_s: float, tracing: TracingConfig | None = None
 ) -> serve.Application:
     options: dict[str, Any] = {"num_cpus": model.num_cpus, "num_gpus": model.num_gpus}
     if model.accelerator_type is not None:
