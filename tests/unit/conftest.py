@@ -57,7 +57,7 @@ def open_tracer(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Iterator
     assert "sk-" not in str(receiver.spans)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def own_loggers() -> Iterator[None]:
     """What a test does to the loggers of this process ends with it."""
     loggers = [logging.getLogger(name) for name in ("serve_app", "ray.serve", "opentelemetry")]
