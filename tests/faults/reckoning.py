@@ -1,11 +1,13 @@
 """Who got pictures, who paid, and whether the two agree: every hold against every client.
 
-Data flow: what clients saw (`Attempt`), how each hold ended (`HoldRow`) and what was killed when
+Data flow: what clients saw (`Attempt`), how each hold ended (`HoldRow`) and what was broken when
 (`Fault`) -> `reckon` -> a count of each outcome, and a list of wrongs that must be empty. Pure.
 
 A picture may be paid for and not delivered in one way only: the process that was about to send it
 died after the charge. Such replies are counted (`charged, reply lost`); a client with an
-idempotency key gets them by asking again, so for those the count must be zero in the end.
+idempotency key gets them by asking again, so for those the count must be zero in the end. It may be
+delivered and not paid for in one way only: the gateway that was about to charge it died. And every
+error must have a fault of a kind that leads to it, lately, and not before the last `calm`.
 """
 
 from collections import Counter
@@ -20,6 +22,20 @@ FAILURES = {500, 503, 504}
 """What a client may be told while things break. All are free, and worth another try."""
 MARGIN_S = 1.0
 """A kill takes a moment to be seen by those who wait for the dead."""
+AFTERMATH_S = 30.0
+"""What was killed is away until a busy machine has started another."""
+KILLS = ("kill gateway", "kill model", "kill node", "kill controller")
+CAUSES: dict[str, tuple[str, ...]] = {
+    "internal_error": ("kill gateway", "kill node"),
+    "generation_failed": ("kill model", "kill gateway and model", "kill node"),
+    "ledger_unavailable": ("database",),
+    "store_unavailable": ("store away",),
+    "service_unavailable": KILLS,
+    "server_is_overloaded": (*KILLS, "stall model"),
+    "timeout": ("",),
+    "idempotency_key_in_use": ("",),
+}
+"""Error code -> parts of the names of faults that may lead to it; any fault makes things late."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +66,18 @@ class Reckoning:
 
 
 def reckon(
-    attempts: Sequence[Attempt], holds: Iterable[HoldRow], faults: Sequence[Fault]
+    attempts: Sequence[Attempt],
+    holds: Iterable[HoldRow],
+    faults: Sequence[Fault],
+    calms: Sequence[float] = (),
+    charge_s: float = 0.0,
 ) -> Reckoning:
-    """Compare; every hold must belong to an attempt and have ended."""
+    """Compare; every hold must belong to an attempt and have ended.
+
+    Args:
+        calms: moments at which all was seen to be well; no fault explains anything beyond one.
+        charge_s: for how long a gateway may be about to charge what it has delivered.
+    """
     by_request = {hold.request_id: hold for hold in holds}
     found = Reckoning()
     keyed: dict[str, list[tuple[Attempt, HoldRow | None]]] = {}
@@ -60,7 +85,7 @@ def reckon(
         hold = by_request.pop(attempt.request_id, None)
         if hold is not None and hold.state == "open":
             _wrong(found, attempt, hold, "its hold never ended")
-        if problem := _reply_problem(attempt, faults):
+        if problem := _reply_problem(attempt, faults) or _unexplained(attempt, faults, calms):
             _wrong(found, attempt, hold, problem)
         if attempt.key is not None:
             keyed.setdefault(attempt.key, []).append((attempt, hold))
@@ -69,7 +94,7 @@ def reckon(
             continue
         charged = hold.captured_units if hold else 0
         found.charged += charged
-        outcome = _outcome(attempt, charged, faults)
+        outcome = _outcome(attempt, charged, faults, charge_s)
         if outcome is None:
             _wrong(found, attempt, hold, "charge and delivery disagree")
         else:
@@ -109,18 +134,45 @@ def _reply_problem(attempt: Attempt, faults: Sequence[Fault]) -> str:
     return "" if attempt.status in FAILURES else "an unexpected status"
 
 
-def _outcome(attempt: Attempt, charged: int, faults: Sequence[Fault]) -> str | None:
+def _unexplained(attempt: Attempt, faults: Sequence[Fault], calms: Sequence[float]) -> str:
+    """Why nothing that was broken accounts for this error; empty if something does."""
+    if attempt.error is None or attempt.left:
+        return ""
+    causes = CAUSES.get(str(attempt.error["code"]), ())
+    calm = max((at for at in calms if at <= attempt.began), default=0.0)
+    for fault in faults:
+        lately = fault.began <= attempt.ended and attempt.began <= fault.ended + AFTERMATH_S
+        if lately and fault.ended > calm and any(cause in fault.kind for cause in causes):
+            return ""
+    return f"no fault explains {attempt.error['code']}"
+
+
+def _outcome(
+    attempt: Attempt, charged: int, faults: Sequence[Fault], charge_s: float
+) -> str | None:
     """What became of a request without a key; None when nothing may end so."""
     delivered = attempt.price(attempt.n if attempt.served else len(attempt.pictures))
     if charged == delivered:
         return "delivered and charged" if charged else _free(attempt)
     if charged < delivered:
-        # Streams are charged after they were sent: who dies in between gives them away.
-        given = attempt.streams and _during(attempt, faults, (*SENDERS, "database", "stall"))
-        return "given away" if given else None
+        return "given away" if _charger_died(attempt, faults, charge_s) else None
     if attempt.left:
         return "charged, client left"
     return "charged, reply lost" if _during(attempt, faults, SENDERS) else None
+
+
+def _charger_died(attempt: Attempt, faults: Sequence[Fault], charge_s: float) -> bool:
+    """Whether whoever had delivered this died before it could charge.
+
+    Streams are charged after they were sent. Any reply may go before its charge where the database
+    broke off just then, and leaves the gateway with a charge to make sure of.
+    """
+    if attempt.streams and _during(attempt, faults, SENDERS):
+        return True
+    if not _during(attempt, faults, ("database",)):
+        return False
+    died = (fault for fault in faults if fault.kind.startswith(("kill gateway", "kill node")))
+    return any(attempt.began <= fault.ended <= attempt.ended + charge_s for fault in died)
 
 
 def _free(attempt: Attempt) -> str:

@@ -8,6 +8,7 @@ the descendants of the test process alone, so nothing else on the machine can be
 import asyncio
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -37,6 +38,7 @@ from tests.postgres import Postgres
 APP = "faults"
 MODEL = "FluxModel-drawn"
 KEY = "sk-fault-tests"
+DATABASE = "flux"
 GATEWAYS = 2
 DEPLOY_TIMEOUT_S = 240
 POLL_S = 0.05
@@ -242,6 +244,30 @@ class System:
 
         return asyncio.run(read())
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Somebody else writes to the ledger, and takes his time."""
+        if self.database is not None:
+            with self.database.during("LOCK TABLE accounts IN EXCLUSIVE MODE", DATABASE):
+                yield
+            return
+        path = self.ledger_url.removeprefix("sqlite+aiosqlite:///")
+        writer = sqlite3.connect(path, isolation_level=None, timeout=30)
+        try:
+            writer.execute("BEGIN EXCLUSIVE")
+            yield
+            writer.execute("ROLLBACK")
+        finally:
+            writer.close()
+
+    def check_balanced(self) -> None:
+        """The books are right, in whatever state everything else is."""
+        try:
+            report = self.audit()
+        except LedgerUnavailable:
+            return  # another hand has just broken the database; the next look will see
+        assert report.balanced, report
+
     def check_books(self) -> None:
         """They balance, and no hold has outlived its time."""
         report = self.audit()
@@ -259,12 +285,11 @@ class System:
 def prepare(platform: Platform, folder: Path, database: Postgres | None) -> System:
     """Books with one rich account, and an application that is not deployed yet."""
     folder.mkdir()
-    name = "flux"
     if database is None:
         url = f"sqlite+aiosqlite:///{folder}/ledger.db"
     else:
-        database.sql(f"CREATE DATABASE {name}")
-        url = database.url(name)
+        database.sql(f"CREATE DATABASE {DATABASE}")
+        url = database.url(DATABASE)
     migrate.upgrade(url)
     args = {
         "public_url": platform.url,

@@ -4,17 +4,18 @@
 """
 
 import sys
+import time
 
 import pytest
 
 from tests.faults.clients import Attempt, Load, show
 from tests.faults.injector import Injector
 from tests.faults.reckoning import Reckoning, reckon
-from tests.faults.system import KEY, System, eventually
+from tests.faults.system import HOLD_TTL_S, KEY, System, eventually
 
 pytestmark = pytest.mark.serve
 
-BATCH = 25
+BATCH = 50
 """Faults between two looks at a system that is left alone."""
 RECOVERY_S = 120
 WRONGS_SHOWN = 10
@@ -25,19 +26,18 @@ def test_whatever_dies_the_books_agree_with_what_clients_got(
     system: System, pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seed = pytestconfig.getoption("--faults-seed")
-    share = 3 if system.database else 1  # of four: a database server has more ways to fail
-    total = max(1, pytestconfig.getoption("--faults") * share // 4)
-    injector = Injector(system, seed)
+    total = max(1, pytestconfig.getoption("--faults") // 2)
+    injector, calms = Injector(system, seed), [time.time()]
     with Load(system.url, KEY, seed) as load:
         while len(injector.faults) < total:
             load.resume()
-            for _ in range(min(BATCH, total - len(injector.faults))):
-                injector.strike()
+            injector.strike(min(BATCH, total - len(injector.faults)))
             load.pause(eventually)
             check_calm(system, load)
+            calms.append(time.time())
     eventually(system.settled, "every hold has ended")
     system.check_books()
-    found = reckon(load.attempts, system.holds(), injector.faults)
+    found = reckon(load.attempts, system.holds(), injector.faults, calms, HOLD_TTL_S)
     report(found, injector, load.attempts, capsys)
     assert not found.wrongs
     assert found.counts["delivered and charged"]  # it was a load

@@ -11,7 +11,11 @@ from tests.faults.reckoning import Fault, HoldRow, reckon
 PRICE = 256 * 256
 ERROR = {"message": "no", "type": "server_error", "param": None, "code": "internal_error"}
 KILL = Fault("kill gateway", 10.5, 10.5)
+LATER = Fault("kill gateway", 14.0, 14.0)
+OUTAGE = Fault("stall database", 9.0, 13.0)
+CHARGE_S = 5.0
 PROXY = Fault("kill proxy", 10.5, 12.0)
+AWAY = Fault("store away", 10.0, 11.0)
 
 
 def attempt(name: str = "r", **seen: Any) -> Attempt:
@@ -25,8 +29,9 @@ def served(name: str = "r", **seen: Any) -> Attempt:
     return attempt(name, **{"status": 200, "finished": True, "pictures": {0: b"", 1: b""}, **seen})
 
 
-def failed(status: int = 500, **seen: Any) -> Attempt:
-    return attempt(**{"status": status, "finished": True, "error": ERROR, **seen})
+def failed(status: int = 500, code: str = "internal_error", **seen: Any) -> Attempt:
+    error = {**ERROR, "code": code}
+    return attempt(**{"status": status, "finished": True, "error": error, **seen})
 
 
 def hold(units: int, name: str = "r", state: str = "") -> HoldRow:
@@ -37,8 +42,10 @@ def hold(units: int, name: str = "r", state: str = "") -> HoldRow:
     ("seen", "units", "faults", "outcome"),
     [
         (served(), 2 * PRICE, [], "delivered and charged"),
-        (failed(), 0, [], "failed, free: internal_error"),
-        (failed(503), 0, [], "failed, free: internal_error"),
+        (failed(), 0, [KILL], "failed, free: internal_error"),
+        (failed(503), 0, [Fault("kill node", 2.0, 3.0)], "failed, free: internal_error"),
+        (failed(503, "store_unavailable"), 0, [AWAY], "failed, free: store_unavailable"),
+        (failed(504, "timeout"), 0, [AWAY], "failed, free: timeout"),
         (attempt(left=True), 0, [], "client left, free"),
         (attempt(left=True), 2 * PRICE, [], "charged, client left"),
         (failed(), 2 * PRICE, [KILL], "charged, reply lost"),
@@ -48,7 +55,7 @@ def hold(units: int, name: str = "r", state: str = "") -> HoldRow:
         (
             failed(200, stream=True, pictures={0: b""}),
             PRICE,
-            [],
+            [KILL],
             "delivered and charged",
         ),
         (
@@ -57,12 +64,14 @@ def hold(units: int, name: str = "r", state: str = "") -> HoldRow:
             [KILL],
             "given away",
         ),
+        (served(stream=True), 0, [OUTAGE, LATER], "given away"),
+        (served(), 0, [OUTAGE, LATER], "given away"),
     ],
 )
 def test_an_honest_end_is_counted(
     seen: Attempt, units: int, faults: list[Fault], outcome: str
 ) -> None:
-    found = reckon([seen], [hold(units)], faults)
+    found = reckon([seen], [hold(units)], faults, charge_s=CHARGE_S)
     assert found.wrongs == []
     assert found.counts == {outcome: 1}
     assert found.charged == units
@@ -73,12 +82,24 @@ def test_an_honest_end_is_counted(
     [
         (served(), 0, []),  # given away without a stream
         (served(), 0, [KILL]),
+        (served(), 0, [OUTAGE]),  # the gateway lived, and had time
+        (served(), 0, [OUTAGE, Fault("kill gateway", 17.0, 17.0)]),
+        (served(), 0, [LATER]),  # nothing kept it from charging
+        (served(stream=True), 0, [OUTAGE]),
+        (served(stream=True), 0, [Fault("stall gateway", 10.0, 11.0)]),
+        (served(stream=True), 0, [LATER]),
         (served(), PRICE, []),
         (failed(), 2 * PRICE, []),  # charged for nothing, and nothing had been killed
         (failed(), 2 * PRICE, [Fault("kill model", 10.5, 10.5)]),
         (failed(), 2 * PRICE, [Fault("kill gateway", 2.0, 2.0)]),  # not at that time
-        (failed(400), 0, []),
-        (failed(429), 0, []),
+        (failed(400), 0, [KILL]),
+        (failed(429), 0, [KILL]),
+        (failed(), 0, []),  # nothing was broken
+        (failed(), 0, [Fault("kill gateway", -50.0, -50.0)]),  # not lately
+        (failed(), 0, [Fault("kill gateway", 11.5, 11.5)]),  # not yet
+        (failed(), 0, [AWAY]),  # nothing that leads to this
+        (failed(503, "ledger_unavailable"), 0, [KILL, AWAY]),
+        (failed(503, "no_such_code"), 0, [KILL, AWAY]),
         (attempt(broken="reset"), 0, []),
         (attempt(broken="reset"), 0, [KILL]),  # the proxy would have answered
         (served(wrong="no JSON"), 2 * PRICE, []),
@@ -88,11 +109,18 @@ def test_an_honest_end_is_counted(
     ],
 )
 def test_a_wrong_end_is_found(seen: Attempt, units: int, faults: list[Fault]) -> None:
-    assert reckon([seen], [hold(units)], faults).wrongs
+    assert reckon([seen], [hold(units)], faults, charge_s=CHARGE_S).wrongs
 
 
 def test_a_hold_that_never_ends_is_found() -> None:
-    assert reckon([failed()], [hold(0, state="open")], []).wrongs
+    assert reckon([failed()], [hold(0, state="open")], [KILL]).wrongs
+
+
+def test_what_was_over_before_a_calm_explains_nothing_after_it() -> None:
+    over = Fault("kill gateway", 5.0, 5.0)
+    assert reckon([failed()], [hold(0)], [over], calms=[4.0]).wrongs == []
+    assert reckon([failed()], [hold(0)], [over], calms=[9.0]).wrongs
+    assert reckon([failed()], [hold(0)], [over], calms=[20.0]).wrongs == []  # a later one
 
 
 def test_a_hold_that_nobody_asked_for_is_found() -> None:
