@@ -267,6 +267,15 @@ class Overloaded(Unavailable):
 class LedgerUnavailable(Unavailable):
     code = "ledger_unavailable"
 
+    in_doubt: bool = False
+    """Whether what was asked may have been done: the database broke off at the commit."""
+
+    def doubted(self) -> "LedgerUnavailable":
+        """The same, in doubt."""
+        error = LedgerUnavailable(self.message)
+        error.in_doubt = True
+        return error
+
 
 class StoreUnavailable(Unavailable):
     code = "store_unavailable"

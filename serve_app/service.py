@@ -25,7 +25,7 @@ from serve_app.delivery import Delivery, Image
 from serve_app.engine.job import Event, GenerationJob, GenerationResult, OutputFormat
 from serve_app.engine.metadata import Origin
 from serve_app.engine.metadata import describe as describe_file
-from serve_app.errors import DeadlineExceeded, GenerationFailed, Unavailable, UnsupportedValue
+from serve_app.errors import DeadlineExceeded, GenerationFailed, UnsupportedValue
 from serve_app.idempotency import HEADER, Claims, KeptImage, kept_reply, request_digest
 from serve_app.metering.types import Hold, HoldRecord, HoldRequest, Ledger, Principal, Resolution
 from serve_app.observability import request_facts
@@ -135,14 +135,10 @@ class ImageService:
             capture = settler.in_background(settler.capture(hold, plan.units, reply))
             resolution = await asyncio.shield(capture)
         except BaseException as exc:  # also CancelledError: a client that left is not charged
-            undo = settler.undo(hold, puts, capture, replayable=plan.replayable)
-            undoing = settler.in_background(undo)
-            charged = await asyncio.shield(undoing)
+            await asyncio.shield(settler.in_background(settler.undo(hold, puts, capture)))
             if isinstance(exc, TimeoutError):
                 raise DeadlineExceeded("The image was not ready in time.") from exc
-            if charged is None or not isinstance(exc, Unavailable):
-                raise
-            resolution = charged  # only the answer was lost: who has paid gets the pictures
+            raise
         facts = request_facts()
         facts.images, facts.units = plan.n, resolution.captured_units
         return Delivery(

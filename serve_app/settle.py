@@ -7,11 +7,16 @@ the hold, again and again until its outcome is known. A hold ends once, so tryin
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from serve_app.engine.job import OutputFormat
-from serve_app.errors import AppError, DeadlineExceeded, StoreUnavailable, Unavailable
+from serve_app.errors import (
+    AppError,
+    DeadlineExceeded,
+    LedgerUnavailable,
+    StoreUnavailable,
+    Unavailable,
+)
 from serve_app.metering.types import Hold, HoldState, Ledger, Resolution
 from serve_app.storage.store import ImageStore
 
@@ -19,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 RESOLVE_BACKOFF_S = (0.1, 0.4, 1.6)
 """Waits between the tries to resolve a hold; after them its expiry does it."""
-LATE_RETRY_S = 15.0
+LATE_RETRY_S = 3.0
 """Waits between rounds of tries to charge for images that were delivered already."""
 SETTLE_WAIT_S = 5.0
 """How long the end of a stream waits for its charge, which goes on alone after that."""
@@ -66,38 +71,35 @@ class Settler:
             return ""
 
     async def capture(self, hold: Hold, units: int, reply: str | None) -> Resolution:
-        """Charge, and keep `reply`; or raise: what cannot be charged must not be handed out."""
-        resolution = await self._resolve(lambda: self._ledger.capture(hold.id, units, reply), hold)
+        """Charge, and keep `reply`; or raise: what cannot be charged must not be handed out.
+
+        A charge in doubt has perhaps been made, and nobody may pay for pictures that are thrown
+        away: these are handed out, while this goes on in the background until it is made.
+        """
+        try:
+            resolution = await self._resolve(
+                lambda: self._ledger.capture(hold.id, units, reply), hold
+            )
+        except LedgerUnavailable as exc:
+            if not exc.in_doubt:
+                raise
+            self.in_background(self._charge_delivered(hold, units, reply))
+            return Resolution(hold.id, HoldState.CAPTURED, units, hold.available_units)
         if resolution.state is not HoldState.CAPTURED:
             # The hold expired under us (a stall longer than its life): the units may be spent.
             raise DeadlineExceeded("The image was not ready in time.")
         return resolution
 
     async def undo(
-        self,
-        hold: Hold,
-        puts: list[Put],
-        capture: asyncio.Task[Resolution] | None,
-        *,
-        replayable: bool,
-    ) -> Resolution | None:
-        """Release the hold and drop the stored pictures; the capture if that went through.
-
-        `replayable` pictures that may have been charged are left to a replay, or to the sweep.
-        """
+        self, hold: Hold, puts: list[Put], capture: asyncio.Task[Resolution] | None
+    ) -> None:
+        """Release the hold and drop the stored pictures, unless a `capture` under way charges."""
         if capture is not None:
             await asyncio.wait([capture])
-        try:
-            resolution = await self._resolve(lambda: self._ledger.release(hold.id), hold)
-        except AppError:
-            logger.exception("hold %s is left to its expiry", hold.id)
-            if replayable and capture is not None:
-                return None
-        else:
-            if resolution.state is HoldState.CAPTURED:
-                return resolution
+            if capture.exception() is None:
+                return  # its client has left, and may have the pictures under its key
+        await self._release(hold)
         self.in_background(self._drop(puts))  # the reply need not wait for the store
-        return None
 
     async def settle(
         self, hold: Hold, units: int, undelivered: list[Put], reply: str | None
@@ -119,8 +121,10 @@ class Settler:
             logger.exception("hold %s is left to its expiry", hold.id)
 
     async def _charge_delivered(self, hold: Hold, units: int, reply: str | None) -> None:
-        """The images are out already: try for as long as the hold lives."""
-        while datetime.now(UTC) < hold.expires_at:
+        """The images are out already: try until it is known. What has expired may yet be charged,
+        as long as nobody has swept.
+        """
+        while True:
             try:
                 resolution = await self._resolve(
                     lambda: self._ledger.capture(hold.id, units, reply), hold
@@ -129,10 +133,9 @@ class Settler:
                 logger.warning("hold %s: %d units delivered, not charged yet", hold.id, units)
                 await asyncio.sleep(LATE_RETRY_S)
                 continue
-            if resolution.state is HoldState.CAPTURED:
-                return
-            break
-        logger.error("hold %s expired: %d units were delivered free", hold.id, units)
+            if resolution.state is not HoldState.CAPTURED:
+                logger.error("hold %s expired: %d units were delivered free", hold.id, units)
+            return
 
     async def _drop(self, puts: list[Put]) -> None:
         for put in puts:
@@ -147,13 +150,20 @@ class Settler:
         self, attempt: Callable[[], Awaitable[Resolution]], hold: Hold
     ) -> Resolution:
         """Try a resolution until its outcome is known: resolving is idempotent, doubt is not."""
+        in_doubt = False
         for wait_s in RESOLVE_BACKOFF_S:
             try:
                 return await attempt()
-            except Unavailable:
+            except LedgerUnavailable as exc:
+                in_doubt = in_doubt or exc.in_doubt
                 logger.warning("the ledger did not resolve hold %s; trying again", hold.id)
                 await asyncio.sleep(wait_s)
-        return await attempt()
+        try:
+            return await attempt()
+        except LedgerUnavailable as exc:
+            if exc.in_doubt or not in_doubt:
+                raise
+            raise exc.doubted() from exc  # a new one: others may be told of this one, too
 
     def in_background(self, work: Coroutine[None, None, T]) -> asyncio.Task[T]:
         """Run work that must end even when the request is cancelled."""

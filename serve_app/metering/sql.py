@@ -10,6 +10,7 @@ hold whose caller is gone is released.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -19,7 +20,7 @@ from uuid import uuid4
 from sqlalchemy import Connection, Select
 
 from serve_app.config import DevelopmentConfig, LedgerConfig
-from serve_app.errors import AppError, InvalidValue
+from serve_app.errors import AppError, InvalidValue, LedgerUnavailable
 from serve_app.metering import keys, migrate
 from serve_app.metering import statements as sql
 from serve_app.metering.admin import LedgerAdmin
@@ -45,6 +46,7 @@ from serve_app.metering.types import (
     HoldState,
     Principal,
     Resolution,
+    UnknownHold,
 )
 from serve_app.metering.unbroken import Unbroken
 
@@ -54,6 +56,8 @@ TOUCH_INTERVAL = timedelta(seconds=60)
 """`last_used_at` is this coarse: a busy key costs one more UPDATE a minute, not one a request."""
 TOUCHED_MAX = 10_000
 """Keys whose last write is remembered; beyond it the memory starts anew and a few write early."""
+WITHDRAW_BACKOFF_S = (0.2, 1, 2, 5, 10, 20, 30)
+"""Waits before the tries to withdraw a hold in doubt: about a minute, then it is left to expire."""
 SWEEP_BATCH = 200
 """Expired holds fetched at once: bounds memory after a long outage."""
 
@@ -77,6 +81,7 @@ class SqlLedger:
         self._clock = clock
         self._touched: dict[str, datetime] = {}
         self._writes = Unbroken()
+        self._closing = asyncio.Event()
         self._queue = GroupCommit(self._run, database.lanes)
         self.admin = LedgerAdmin(database, clock)
 
@@ -116,11 +121,14 @@ class SqlLedger:
         request.require_bounds()
         if request.units > UNITS_MAX:
             raise no_quota()  # no account can have so many, nor a BIGINT hold them
-        future: asyncio.Future[Hold] = self._queue.submit(
-            Reserve(request, self._id if self._leases.alive else None)
-        )
+        reserve = Reserve(request, self._id if self._leases.alive else None)
+        future: asyncio.Future[Hold] = self._queue.submit(reserve)
         try:
             return await asyncio.shield(future)
+        except LedgerUnavailable as exc:
+            if exc.in_doubt:
+                self._writes.start(self._withdraw(reserve.hold_id))
+            raise
         except asyncio.CancelledError:
             if not self._queue.withdraw(future):
                 self._writes.start(self._release_orphan(future))
@@ -178,6 +186,7 @@ class SqlLedger:
 
     async def close(self) -> None:
         """Let writes that were left running end, then close the connections."""
+        self._closing.set()
         await self._writes.drain()
         await self._queue.drain()
         await self._database.close()
@@ -210,6 +219,20 @@ class SqlLedger:
         ended: Resolution = await self._queue.submit(Resolve(hold_id, state, units, reply))
         return ended
 
+    async def _withdraw(self, hold_id: str) -> None:
+        """Release a hold of which nobody knows whether it was made, and that nobody will use."""
+        for wait_s in WITHDRAW_BACKOFF_S:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), wait_s)
+            try:
+                await self._resolve(hold_id, HoldState.RELEASED, 0)
+            except LedgerUnavailable:
+                continue
+            except UnknownHold:
+                logger.info("hold %s, which was in doubt, was not made", hold_id)
+            return
+        logger.warning("hold %s, if it was made, is left to its expiry", hold_id)
+
     async def _release_orphan(self, future: "asyncio.Future[Hold]") -> None:
         """Give back the units of a hold that nobody is waiting for any more."""
         try:
@@ -234,6 +257,8 @@ class SqlLedger:
             outcomes = await self._database.transact(work)
         except Exception as exc:
             # Once all was written only the commit can have failed, and perhaps it did not.
+            if wrote and isinstance(exc, LedgerUnavailable):
+                exc.in_doubt = True
             if wrote or len(operations) == 1 or is_outage(exc.__cause__ or exc):
                 raise
             logger.warning("a ledger batch was spoilt and is done one by one", exc_info=True)

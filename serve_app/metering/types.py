@@ -176,6 +176,8 @@ class Ledger(Protocol):
 
         A hold that has expired or was released meanwhile is not charged: the answer's state says
         so, and the caller must then treat the job as failed and hand out no images.
+
+        Of a `LedgerUnavailable` that is `in_doubt` nobody knows whether it charged: ask again.
         """
         ...
 

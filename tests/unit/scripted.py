@@ -157,7 +157,7 @@ class ShakyLedger:
                 raise LedgerUnavailable("The ledger is unavailable right now.")
             answer = await method(*args)
             if _take(self.lose_answers, name):
-                raise LedgerUnavailable("The ledger is unavailable right now.")
+                raise LedgerUnavailable("The ledger is unavailable right now.").doubted()
             return answer
 
         return call
