@@ -59,7 +59,7 @@ async def draw(world: World, key: str | None = None, **fields: Any) -> httpx.Res
 async def settled(world: World) -> None:
     """Until nothing is held, by a ledger that is back."""
     async with asyncio.timeout(TIMEOUT_S):
-        while (await world.balance()).held:
+        while (await world.balance()).held:  # noqa: ASYNC110 polls the ledger
             await asyncio.sleep(0.01)
 
 
