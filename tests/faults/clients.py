@@ -94,6 +94,8 @@ class Load:
 
     def __init__(self, url: str, key: str, seed: int) -> None:
         self.attempts: list[Attempt] = []
+        self.served = 0
+        """Replies that had everything."""
         self._url = url
         self._headers = {"authorization": f"Bearer {key}"}
         self._seed = seed
@@ -237,6 +239,7 @@ class Load:
             attempt.broken = repr(exc)
         finally:
             attempt.ended = time.time()
+            self.served += attempt.served
         if attempt.broken:
             await asyncio.sleep(RECONNECT_S)
         return attempt

@@ -19,13 +19,16 @@ from pathlib import Path
 
 import psutil
 
+from tests.faults.clients import Load
 from tests.faults.reckoning import Fault
-from tests.faults.system import System, eventually, send
+from tests.faults.system import POLL_S, System, eventually, send
 
 HANDS = 3
 """Faults under way at once: one may fall into the mending of another."""
 GAP_S = (0.1, 0.6)
 """Between two faults of one hand: many hit a system that has not got over the last one."""
+PATIENCE_S = 2.0
+"""Faults wait so long for a reply to be served: what hits nothing but ruins shows nothing."""
 RENAME_EXCHANGE = 2
 AT_FDCWD = -100
 
@@ -33,9 +36,10 @@ AT_FDCWD = -100
 class Injector:
     """One run of faults against a system; `faults` are those that happened."""
 
-    def __init__(self, system: System, seed: int) -> None:
+    def __init__(self, system: System, load: Load, seed: int) -> None:
         self.faults: list[Fault] = []
         self._system = system
+        self._load = load
         self._randoms = [random.Random(f"{seed}/{hand}") for hand in range(HANDS)]
         self._free = threading.Lock()
         self._taken: set[str] = set()
@@ -52,9 +56,15 @@ class Injector:
     def _work(self, rng: random.Random) -> None:
         while self._take_turn():
             time.sleep(rng.uniform(*GAP_S))  # the pace of the faults, not a wait for anything
+            self._wait_for_a_reply()
             while not self._strike(rng):
                 time.sleep(0.05)  # nothing of that kind is there yet
             self._system.check_balanced()
+
+    def _wait_for_a_reply(self) -> None:
+        deadline, served = time.monotonic() + PATIENCE_S, self._load.served
+        while self._load.served == served and time.monotonic() < deadline:
+            time.sleep(POLL_S)  # polling with a deadline
 
     def _take_turn(self) -> bool:
         with self._free:

@@ -5,8 +5,13 @@
 
 import sys
 import time
+from base64 import b64decode
+from io import BytesIO
 
+import httpx
 import pytest
+from openai import OpenAI
+from PIL import Image
 
 from tests.faults.clients import Attempt, Load, show
 from tests.faults.injector import Injector
@@ -21,14 +26,32 @@ RECOVERY_S = 120
 WRONGS_SHOWN = 10
 
 
+def test_the_openai_client_draws_and_pays(system: System) -> None:
+    """The whole way, through HTTP and Serve, to each kind of ledger."""
+    charged = system.captured()
+    with OpenAI(base_url=f"{system.url}/v1", api_key=KEY, max_retries=0) as client:
+        for response_format in ("url", "b64_json"):
+            reply = client.images.generate(
+                prompt="a red circle", size="512x512", n=2, response_format=response_format
+            )
+            assert reply.data is not None
+            for image in reply.data:
+                data = b64decode(image.b64_json or "") or httpx.get(image.url or "").content
+                assert Image.open(BytesIO(data)).size == (512, 512)
+    assert system.captured() - charged == 4 * 512 * 512
+    system.check_books()
+
+
 @pytest.mark.timeout(0)  # as long as `--faults` asks for; every wait in it has its own limit
 def test_whatever_dies_the_books_agree_with_what_clients_got(
     system: System, pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seed = pytestconfig.getoption("--faults-seed")
     total = max(1, pytestconfig.getoption("--faults") // 2)
-    injector, calms = Injector(system, seed), [time.time()]
+    others, charged = {hold.id for hold in system.holds()}, system.captured()
+    calms = [time.time()]
     with Load(system.url, KEY, seed) as load:
+        injector = Injector(system, load, seed)
         while len(injector.faults) < total:
             load.resume()
             injector.strike(min(BATCH, total - len(injector.faults)))
@@ -37,12 +60,13 @@ def test_whatever_dies_the_books_agree_with_what_clients_got(
             calms.append(time.time())
     eventually(system.settled, "every hold has ended")
     system.check_books()
-    found = reckon(load.attempts, system.holds(), injector.faults, calms, HOLD_TTL_S)
+    holds = [hold for hold in system.holds() if hold.id not in others]
+    found = reckon(load.attempts, holds, injector.faults, calms, HOLD_TTL_S)
     report(found, injector, load.attempts, capsys)
     assert not found.wrongs
     assert found.counts["delivered and charged"]  # it was a load
     assert found.counts["with a key: drawn"]
-    assert system.captured() == found.charged
+    assert system.captured() == charged + found.charged
 
 
 def check_calm(system: System, load: Load) -> None:
