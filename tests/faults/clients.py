@@ -28,8 +28,8 @@ TIMEOUT_S = 40.0
 """Of a client; far beyond the server's deadline, so it never fires unless a reply is lost."""
 KEYED = 0.4
 """Share of the jobs that have an idempotency key."""
-KEYED_TIMEOUT_S = 120.0
-"""How long a client with a key keeps trying."""
+KEYED_TIMEOUT_S = 300.0
+"""How long a client with a key keeps trying: far longer than a busy machine takes to recover."""
 RETRY_S = 0.2
 RECONNECT_S = 1.0
 """A client that finds nobody listening, while the proxy is down, does not knock all the time."""
