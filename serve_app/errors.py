@@ -270,12 +270,6 @@ class LedgerUnavailable(Unavailable):
     in_doubt: bool = False
     """Whether what was asked may have been done: the database broke off at the commit."""
 
-    def doubted(self) -> "LedgerUnavailable":
-        """The same, in doubt."""
-        error = LedgerUnavailable(self.message)
-        error.in_doubt = True
-        return error
-
 
 class StoreUnavailable(Unavailable):
     code = "store_unavailable"

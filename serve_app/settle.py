@@ -163,7 +163,9 @@ class Settler:
         except LedgerUnavailable as exc:
             if exc.in_doubt or not in_doubt:
                 raise
-            raise exc.doubted() from exc  # a new one: others may be told of this one, too
+            doubt = LedgerUnavailable(exc.message)  # a new one: others are told of this one, too
+            doubt.in_doubt = True
+            raise doubt from exc
 
     def in_background(self, work: Coroutine[None, None, T]) -> asyncio.Task[T]:
         """Run work that must end even when the request is cancelled."""

@@ -157,7 +157,9 @@ class ShakyLedger:
                 raise LedgerUnavailable("The ledger is unavailable right now.")
             answer = await method(*args)
             if _take(self.lose_answers, name):
-                raise LedgerUnavailable("The ledger is unavailable right now.").doubted()
+                lost = LedgerUnavailable("The ledger is unavailable right now.")
+                lost.in_doubt = True
+                raise lost
             return answer
 
         return call
