@@ -14,15 +14,20 @@ from tests.conftest import ROOT, free_port
 from tests.faults.system import APP, Platform, System, platform, prepare
 from tests.postgres import Postgres, postgres
 
-NOTICE_DEATHS = {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1"}
-"""Serve looks after its proxy every 10 s otherwise: each death would cost the run as much."""
+SERVE_ENVIRONMENT = {
+    # Serve looks after its proxy every 10 s otherwise: each death would cost the run as much.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    # Serve gives up a proxy that is not ready after three times 5 s, and starts another: on a busy
+    # machine, where one takes longer to start, there is none for minutes, or for ever.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+}
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Platform]:
     local = yaml.safe_load((ROOT / "configs" / "local.yaml").read_text())
     with tempfile.TemporaryDirectory(prefix="ff-", ignore_cleanup_errors=True) as name:
-        with patch.dict(os.environ, NOTICE_DEATHS):
+        with patch.dict(os.environ, SERVE_ENVIRONMENT):
             with platform(Path(name), free_port(), local["controller_options"]) as made:
                 made.add_node()
                 yield made
