@@ -44,8 +44,8 @@ DEPLOY_TIMEOUT_S = 240
 POLL_S = 0.05
 REQUEST_TIMEOUT_S = 8.0
 HOLD_TTL_S = 20
-LEASE_S = 6.0
-"""Gateways die all the time here; a stall is shorter."""
+LEASE_S = 8.0
+"""Gateways die all the time here; a stall, or three in a row, is shorter."""
 SWEEP_S = 1.0
 OVERDUE_S = 5.0
 """A hold outlives its time by one sweep; a sweep may find the database away and come again."""
