@@ -24,6 +24,9 @@ SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmic
 NAMESPACE = "urn:flux-serve:xmp:1/"
 PROMPT_MAX_CHARS = 4000
 """A JPEG segment holds 65,533 bytes, and a character takes up to 6 (`&quot;`) in XML."""
+_PLAIN = re.compile("[A-Za-z0-9 ._:/+-]*")
+"""Nothing in it needs quoting, as in most values; escaping each took a tenth of the gateway's time
+for a request."""
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -67,9 +70,7 @@ def packet(origin: Origin, seed: int) -> str:
     }
     if origin.prompt is not None:
         values["Iptc4xmpExt:AIPromptInformation"] = origin.prompt[:PROMPT_MAX_CHARS]
-    properties = "".join(
-        f"\n  {name}={quoteattr(_NOT_XML.sub('', value))}" for name, value in values.items()
-    )
+    properties = "".join([f"\n  {name}={_quoted(value)}" for name, value in values.items()])
     return (
         '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
         '<x:xmpmeta xmlns:x="adobe:ns:meta/">\n'
@@ -80,6 +81,12 @@ def packet(origin: Origin, seed: int) -> str:
         f'  xmlns:flux="{NAMESPACE}"{properties}/>\n'
         '</rdf:RDF>\n</x:xmpmeta>\n<?xpacket end="r"?>'
     )
+
+
+def _quoted(value: str) -> str:
+    if _PLAIN.fullmatch(value):
+        return f'"{value}"'
+    return quoteattr(_NOT_XML.sub("", value))
 
 
 def _png(data: bytes, xmp: bytes) -> bytes:

@@ -13,12 +13,11 @@ import os
 import re
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import (
     ArgumentError,
@@ -33,6 +32,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from serve_app.config import LedgerConfig
 from serve_app.errors import ConfigError, LedgerUnavailable
+from serve_app.metering.sqlitewriter import SqliteWriter
 
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 BEGIN_OPTION = "ledger_begin"
@@ -62,11 +62,9 @@ class Database:
         )
         self._turn = asyncio.Lock()
         self.lanes = 1 if self.is_sqlite else min(POSTGRESQL_LANES, config.pool_size)
-        self._thread: ThreadPoolExecutor | None = None
-        self._thread_engine: Engine | None = None
+        self._sqlite: SqliteWriter | None = None
         if self.is_sqlite:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
-            self._thread_engine = _make_thread_engine(self._url, config)
+            self._sqlite = SqliteWriter(self._url, config.busy_timeout_s, _prepare_sqlite)
 
     @property
     def is_sqlite(self) -> bool:
@@ -104,24 +102,18 @@ class Database:
         than the statement, and ten times that while other threads want the interpreter.
         """
         with outages():
-            if self._thread is None or self._thread_engine is None:
+            if self._sqlite is None:
                 async with self._writer.begin() as connection:
                     return await connection.run_sync(work)
-            engine = self._thread_engine
-
-            def run() -> Result:
-                with engine.begin() as connection:
-                    return work(connection)
-
             async with self._my_turn():
-                return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+                return await self._sqlite.run(work)
 
     async def close(self) -> None:
         """Close every connection and wait for their threads."""
         with outages():
             await self._engine.dispose()
-        if self._thread is not None and self._thread_engine is not None:
-            self._thread_engine.dispose()
+            if self._sqlite is not None:
+                await self._sqlite.close()
 
     @asynccontextmanager
     async def _my_turn(self) -> AsyncIterator[None]:
@@ -133,8 +125,11 @@ class Database:
         if not self.is_sqlite:
             yield
             return
-        async with asyncio.timeout(self._wait_s):
-            await self._turn.acquire()
+        if self._turn.locked():
+            async with asyncio.timeout(self._wait_s):
+                await self._turn.acquire()
+        else:
+            await self._turn.acquire()  # at once: no clock needs to be set
         try:
             yield
         finally:
@@ -213,20 +208,6 @@ def _make_engine(url: URL, config: LedgerConfig) -> AsyncEngine:
         event.listen(engine.sync_engine, "do_connect", _try_to_open)
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         event.listen(engine.sync_engine, "begin", _begin)
-    return engine
-
-
-def _make_thread_engine(url: URL, config: LedgerConfig) -> Engine:
-    """The engine of the thread that writes to SQLite: one connection, the same settings."""
-    engine = create_engine(
-        url.set(drivername="sqlite"),
-        pool_size=1,
-        max_overflow=0,
-        connect_args={"timeout": config.busy_timeout_s, "isolation_level": None},
-        execution_options=IMMEDIATE,
-    )
-    event.listen(engine, "connect", _prepare_sqlite)
-    event.listen(engine, "begin", _begin)
     return engine
 
 

@@ -6,8 +6,7 @@ is for is remembered from its making to its end, so that a capture that was trie
 
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable
 from datetime import datetime
 from typing import TypeVar
 
@@ -126,15 +125,10 @@ class MeasuredLedger:
         return resolution
 
     async def _timed(self, operation: str, work: Awaitable[T]) -> T:
-        with self._clock(operation):
-            return await work
-
-    @contextmanager
-    def _clock(self, operation: str) -> Iterator[None]:
         """Refusals are answers, too, and a client that leaves says nothing about the ledger."""
         started = time.perf_counter()
         try:
-            yield
+            return await work
         except LedgerUnavailable:
             self._record.count(LEDGER_OUTAGES, operation=operation)
             raise

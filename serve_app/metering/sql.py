@@ -213,11 +213,11 @@ class SqlLedger:
             imbalance = (await connection.execute(sql.HELD_BEYOND_HOLDS)).scalar_one()
         return Pulse(await self.admin.open_work(), int(imbalance))
 
-    async def _resolve(
+    def _resolve(
         self, hold_id: str, state: HoldState, units: int, reply: str | None = None
-    ) -> Resolution:
-        ended: Resolution = await self._queue.submit(Resolve(hold_id, state, units, reply))
-        return ended
+    ) -> "asyncio.Future[Resolution]":
+        """Runs whatever becomes of the caller; the queue waits for it at close."""
+        return self._queue.submit(Resolve(hold_id, state, units, reply))
 
     async def _withdraw(self, hold_id: str) -> None:
         """Release a hold of which nobody knows whether it was made, and that nobody will use."""

@@ -25,9 +25,12 @@ class Unbroken:
         task.add_done_callback(self._running.discard)
         return task
 
-    async def finish(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Await `work`; if the caller is cancelled, let it end and log how it failed."""
-        task = self.start(work)
+    async def finish(self, work: "Coroutine[Any, Any, Result] | asyncio.Future[Result]") -> Result:
+        """Await `work`; if the caller is cancelled, let it end and log how it failed.
+
+        A future is of something that runs already, and that somebody else waits for in the end.
+        """
+        task = work if isinstance(work, asyncio.Future) else self.start(work)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -40,7 +43,7 @@ class Unbroken:
             await asyncio.wait(self._running)
 
 
-def _log_failure(task: asyncio.Task[Any]) -> None:
+def _log_failure(task: "asyncio.Future[Any]") -> None:
     failure = None if task.cancelled() else task.exception()
     if failure is not None:
         logger.error("the ledger failed after its caller had left", exc_info=failure)
