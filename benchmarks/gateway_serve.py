@@ -22,6 +22,7 @@ STOP_S = 60
 HOST = "127.0.0.1"
 CALLBACK = "serve_app.deployments.proxy.middlewares"
 MODEL = {"id": "flux-mini"}
+APPLICATIONS = ("bare", "loop", "base64", "store")
 
 
 def haproxy_environment(folder: Path) -> dict[str, str]:
@@ -47,7 +48,8 @@ class Cluster:
         self.folder = folder
         self.port = free_port()
         self.url = {
-            name: f"http://{HOST}:{self.port}/{name}" for name in ("bare", "base64", "store")
+            name: f"http://{HOST}:{self.port}/{name}"
+            for name in ("bare", "loop", "base64", "store")
         }
         folder.mkdir()
         environment = {**os.environ, **mode, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local"}
@@ -128,7 +130,8 @@ def main() -> None:
     targets = [
         serve.RunTarget(app, name=name, route_prefix=f"/{name}", logging_config=quiet)
         for name, app in {
-            "bare": gateway_apps.bare(),
+            "bare": gateway_apps.bare({"num_cpus": 0}),
+            "loop": gateway_apps.bare(gateway_apps.ACTOR_OPTIONS),
             "base64": gateway_apps.ours(_args(folder, "base64", None)),
             "store": gateway_apps.ours(_args(folder, "store", store)),
         }.items()

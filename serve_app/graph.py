@@ -14,7 +14,7 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.context import _get_global_client
 
 from serve_app.config import AppConfig, ModelConfig, TracingConfig
-from serve_app.deployments.gateway import Gateway
+from serve_app.deployments.gateway import ACTOR_OPTIONS, Gateway
 from serve_app.deployments.model import FluxModel
 from serve_app.engine.source import simulated_problem
 from serve_app.errors import ConfigError
@@ -49,7 +49,7 @@ def build(args: AppConfig) -> serve.Application:
     gateway = Gateway.options(
         max_ongoing_requests=GATEWAY_MAX_ONGOING,
         graceful_shutdown_timeout_s=shutdown_s,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options=ACTOR_OPTIONS,
     )
     application: serve.Application = gateway.bind(args, models)
     return application

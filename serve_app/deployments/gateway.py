@@ -39,6 +39,14 @@ from serve_app.storage.sweep import sweep_forever
 
 logger = logging.getLogger(__name__)
 
+ONE_LOOP = {
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+}
+"""Serve's replica code, ours and the router's on one event loop: three loops in three threads wake
+each other for every message, and share one interpreter (ADR 0023)."""
+ACTOR_OPTIONS = {"num_cpus": 0, "runtime_env": {"env_vars": ONE_LOOP}}
+"""Waiting needs no CPU. A `ray_actor_options` in a configuration replaces all of it."""
 DRAIN_S = 10.0
 """How long a stopping gateway waits for resolutions under way; the rest is left to expiry."""
 
