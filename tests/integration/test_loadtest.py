@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import BIN, Served
+from tests.conftest import BIN, Served, free_port
 from tests.integration.conftest import eventually
 
 pytestmark = pytest.mark.serve
@@ -60,6 +60,36 @@ def test_a_burst_is_charged_exactly_what_it_delivered(served: Served, tmp_path: 
     assert f"charged {found['ledger']['charged_units']:,} CU = delivered" in page
     assert (tmp_path / "out" / "replicas.png").stat().st_size > 1000
     assert found["figures"]["replica_seconds"] >= found["figures"]["lasted_s"] * 0.9
+
+
+def test_workers_elsewhere_send_what_a_master_plans(served: Served, tmp_path: Path) -> None:
+    """Two workers that know the target, the key and the master's address, and nothing else."""
+    address = f"127.0.0.1:{free_port()}"
+    command = [str(BIN / "flux-serve"), "loadtest", "--target", served.url, "--worker", address]
+    key = served.new_key("elsewhere", 10**9)
+    workers = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, "FLUX_SERVE_API_KEY": key},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    options = ("--profile", "burst", "--duration", "6s", "--peak-rps", "4", "--workers", "2")
+    options += ("--mix", str(tmp_path / "mix.yaml"), "--master", address)
+    try:
+        status, said = finish(start(served, tmp_path, *options, key=key))
+        assert status == 0, said
+        found = results(tmp_path)
+        assert found["figures"]["delivered"] == found["planned"] > 0
+        assert found["ledger"]["charged_units"] == served.balance(key)["captured"] > 0
+        assert [finish(worker)[0] for worker in workers] == [0, 0]  # the master dismisses them
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
 
 
 def test_a_missed_objective_and_cut_off_requests_have_their_own_exit_status(
