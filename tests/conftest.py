@@ -4,8 +4,10 @@
 folder of its own, once per session; it ends with an audit of the books.
 """
 
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -22,12 +24,15 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.groups import LONGEST, check_groups, group_of
+
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 60
 FAULTS = 100
 """Some three minutes of CI on two cores; `--faults 1000` by hand."""
+PORTS = (20_000, 30_000)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,12 +41,57 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults-seed", type=int, default=1, help="which faults, and which requests")
 
 
+def pytest_configure() -> None:
+    """Every Ray that tests start inherits this."""
+    # Ray's workers are nice by default: beside tests that compute, replicas would stand still.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    # Each node would start a worker for each of its CPUs, which these tests never use.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    os.environ.setdefault("RAY_enable_worker_prestart", "0")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest groups first; the order within a group stays as it is."""
+    check_groups(items)
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(group_of(item.nodeid), len(places)))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadfile`, one worker runs a whole group."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling  # loaded with `-n` only
+
+    class ByGroup(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return ByGroup(config, log)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what tests want to be read even when they pass: `record_property("report", text)`."""
+    for outcome in ("passed", "failed"):
+        for one in terminalreporter.stats.get(outcome, []):
+            for name, text in one.user_properties:
+                if name == "report":
+                    terminalreporter.section(one.nodeid, "-")
+                    terminalreporter.write_line(text)
+
+
 def free_port() -> int:
-    """A port that nobody listens on now; Serve itself cannot report one it chose."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody listens on now; Serve itself cannot report one it chose.
+
+    None of those that the kernel gives to clients, or Ray to its processes: one of them could
+    have it by the time a server asks for it.
+    """
+    while True:
+        port = random.SystemRandom().randrange(*PORTS)
+        with socket.socket() as probe:
+            with contextlib.suppress(OSError):
+                probe.bind(("0.0.0.0", port))
+                return port
 
 
 @dataclass(frozen=True)
@@ -69,12 +119,22 @@ class Served:
             found: dict[str, int] = json.load(reply)
             return found
 
+    def admin(self, path: str, **body: Any) -> Any:
+        """Do as an operator over HTTP, which takes a hundredth of what the command line does."""
+        request = urllib.request.Request(
+            f"{self.url}/admin/v1/{path}",
+            data=json.dumps(body).encode(),
+            headers={"authorization": f"Bearer {self.key}", "content-type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            return json.load(reply)
+
     def new_key(self, name: str, units: int) -> str:
         """The key of a fresh account with so many compute units."""
-        self.flux_serve("accounts", "create", name)
+        self.admin("accounts", name=name)
         if units:
-            self.flux_serve("grant", name, str(units), "--reason", "for a test")
-        secret: str = self.flux_serve("keys", "create", name)["secret"]
+            self.admin("grants", account=name, units=units, reason="for a test")
+        secret: str = self.admin("keys", account=name)["secret"]
         return secret
 
 
@@ -100,18 +160,22 @@ def served() -> Iterator[Served]:
             stop(process)
 
 
-def start(app: Served) -> "subprocess.Popen[bytes]":
-    """`serve run` in a cluster of its own that no other Ray on the machine can see."""
+def start(
+    app: Served, command: tuple[str, ...] = ("serve", "run"), **more: str
+) -> "subprocess.Popen[bytes]":
+    """Serve the config in a cluster of its own that no other Ray on the machine can see."""
     environment = {**os.environ, "RAY_TMPDIR": str(app.folder / "r"), "RAY_ADDRESS": "local"}
     (app.folder / "r").mkdir()
     with app.log.open("wb") as log:
         return subprocess.Popen(
-            [str(BIN / "serve"), "run", str(app.config)],
+            [str(BIN / command[0]), *command[1:], str(app.config)],
             cwd=app.folder,
-            env=environment,
+            env={**environment, **more},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # As in a terminal: where tests run in the background, children would ignore it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
 

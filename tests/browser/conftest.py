@@ -4,6 +4,7 @@ A `Visit` watches what the page does: whatever a test is about, the page may rai
 none to the console and ask no other origin for anything.
 """
 
+import json
 import os
 import shutil
 import time
@@ -14,13 +15,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect, sync_playwright
 
 from tests.conftest import Served
 
 DRAWN_WITHIN_MS = 120_000
 """A picture on a busy machine without a GPU."""
 SETTLED_WITHIN_S = 60
+STEPS_MAX = 50
+"""The most that configs/local.yaml allows."""
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 360, "height": 740}
 NETWORK = "Failed to load resource"
@@ -108,6 +111,18 @@ class Visit:
         """The price of the settings, once the page has asked for it."""
         expect(self.page.locator(".quote")).to_have_attribute("aria-busy", "false")
         return number(self.page.locator("#quote-units").inner_text())
+
+    def take_long(self) -> None:
+        """From now on pictures need more steps than any setting of the page asks for.
+
+        On a fast machine they would be done before anybody could look, or cancel them.
+        """
+
+        def ask_for_more(route: Route) -> None:
+            body = {**json.loads(route.request.post_data or ""), "num_inference_steps": STEPS_MAX}
+            route.continue_(post_data=json.dumps(body))
+
+        self.page.route("**/v1/images/generations", ask_for_more)
 
     def generate(self) -> None:
         self.page.get_by_role("button", name="Generate").click()

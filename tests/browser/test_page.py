@@ -14,8 +14,6 @@ from tests.conftest import Served
 
 pytestmark = pytest.mark.serve
 
-LONG = {"size": "1024x1024", "n": 3, "quality": "High"}
-
 
 def problems(visit: Visit) -> list[str]:
     """What axe finds against WCAG 2.2 AA and its best practices."""
@@ -62,7 +60,8 @@ def unreachable(visit: Visit) -> None:
 
 def drawing(visit: Visit) -> None:
     visit.open()
-    visit.choose(**LONG)
+    visit.choose(size="1024x1024", n=3)
+    visit.take_long()
     visit.generate()
     expect(visit.page.locator(".tile-state").first).to_contain_text(
         re.compile("Step|line|ahead"), timeout=DRAWN_WITHIN_MS

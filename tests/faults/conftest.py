@@ -24,7 +24,7 @@ SERVE_ENVIRONMENT = {
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Platform]:
+def two_nodes() -> Iterator[Platform]:
     local = yaml.safe_load((ROOT / "configs" / "local.yaml").read_text())
     with tempfile.TemporaryDirectory(prefix="ff-", ignore_cleanup_errors=True) as name:
         with patch.dict(os.environ, SERVE_ENVIRONMENT):
@@ -40,11 +40,11 @@ def server() -> Iterator[Postgres]:
 
 
 @pytest.fixture(scope="module", params=["postgresql", "sqlite"])
-def system(request: pytest.FixtureRequest, cluster: Platform) -> Iterator[System]:
+def system(request: pytest.FixtureRequest, two_nodes: Platform) -> Iterator[System]:
     """A deployed application with its own books and images."""
     server = request.getfixturevalue("server") if request.param == "postgresql" else None
-    folder = cluster.folder / f"{request.module.__name__.rpartition('.')[2]}-{request.param}"
-    made = prepare(cluster, folder, server)
+    folder = two_nodes.folder / f"{request.module.__name__.rpartition('.')[2]}-{request.param}"
+    made = prepare(two_nodes, folder, server)
     made.deploy()
     yield made
     serve.delete(APP)

@@ -41,7 +41,8 @@ KEY = "sk-fault-tests"
 DATABASE = "flux"
 GATEWAYS = 2
 DEPLOY_TIMEOUT_S = 240
-POLL_S = 0.05
+POLL_S = 0.2
+"""Looking through all processes is work of its own."""
 REQUEST_TIMEOUT_S = 8.0
 HOLD_TTL_S = 20
 LEASE_S = 8.0
@@ -101,11 +102,16 @@ class Platform:
         for process in psutil.Process().children(recursive=True):
             try:
                 words = process.cmdline()
+                if words and words[0].startswith(title) and self._started(process):
+                    found.append(process)
             except psutil.Error:
                 continue  # gone meanwhile
-            if words and words[0].startswith(title):
-                found.append(process)
         return found
+
+    def _started(self, process: psutil.Process) -> bool:
+        """Whether a raylet of this cluster did: the test process may hold others' clusters, too."""
+        raylet = process.parent()
+        return raylet is not None and any(str(self.folder) in word for word in raylet.cmdline())
 
     def deploy(self, document: dict[str, Any]) -> None:
         """What `serve deploy` does with a config file."""

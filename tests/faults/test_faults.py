@@ -3,9 +3,9 @@
 `--faults N` and `--faults-seed S` make it longer, or another one.
 """
 
-import sys
 import time
 from base64 import b64decode
+from collections.abc import Callable
 from io import BytesIO
 
 import httpx
@@ -44,7 +44,9 @@ def test_the_openai_client_draws_and_pays(system: System) -> None:
 
 @pytest.mark.timeout(0)  # as long as `--faults` asks for; every wait in it has its own limit
 def test_whatever_dies_the_books_agree_with_what_clients_got(
-    system: System, pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str]
+    system: System,
+    pytestconfig: pytest.Config,
+    record_property: Callable[[str, object], None],
 ) -> None:
     seed = pytestconfig.getoption("--faults-seed")
     total = max(1, pytestconfig.getoption("--faults") // 2)
@@ -62,7 +64,7 @@ def test_whatever_dies_the_books_agree_with_what_clients_got(
     system.check_books()
     holds = [hold for hold in system.holds() if hold.id not in others]
     found = reckon(load.attempts, holds, injector.faults, calms, HOLD_TTL_S)
-    report(found, injector, load.attempts, capsys)
+    record_property("report", report(found, injector, load.attempts))
     assert not found.wrongs
     assert found.counts["delivered and charged"]  # it was a load
     assert found.counts["with a key: drawn"]
@@ -90,12 +92,7 @@ def check_pictures(load: Load) -> None:
         attempt.forget_bytes()
 
 
-def report(
-    found: Reckoning,
-    injector: Injector,
-    attempts: list[Attempt],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def report(found: Reckoning, injector: Injector, attempts: list[Attempt]) -> str:
     kinds = [fault.kind for fault in injector.faults]
     lines = [
         f"{len(attempts)} requests, {len(kinds)} faults:",
@@ -103,5 +100,4 @@ def report(
         *(f"{count:6} {outcome}" for outcome, count in sorted(found.counts.items())),
         *(f"WRONG: {wrong}" for wrong in found.wrongs[:WRONGS_SHOWN]),
     ]
-    with capsys.disabled():
-        sys.stdout.write("\n" + "\n".join(lines) + "\n")
+    return "\n".join(lines)

@@ -34,6 +34,8 @@ MINI = "FluxModel-flux-mini"
 STEPS_MAX = 200
 """Jobs that tests break off take so many: none is done before, on however fast a machine."""
 POLL_S = 0.05
+QUICK: dict[str, Any] = {"health_check_period_s": 1, "graceful_shutdown_wait_loop_s": 0.1}
+"""Serve notices deaths after up to 10 s by default, and idle replicas stop after 2 s."""
 ANSWER_S = 2.0
 """How long a replica that serves may take to say whether it has a job."""
 
@@ -166,6 +168,11 @@ def healthy(app: App) -> bool:
     return state.status == "HEALTHY" and len(app.replicas(MINI)) == 2
 
 
+def until_healthy(app: App) -> None:
+    """The replicas that other tests killed are replaced: as slow as a deployment of the model."""
+    eventually(lambda: healthy(app), "both replicas are up", DEPLOY_TIMEOUT_S)
+
+
 def kill_busy_replica(app: App) -> str:
     name = eventually(lambda: busy_replica(app), "a replica draws")
     ray.kill(app.replicas(MINI)[name], no_restart=True)
@@ -233,7 +240,7 @@ def _document(folder: Path, port: int, collector: str) -> dict[str, Any]:
                 },
             ],
         ),
-        "deployments": [{"name": "FluxModel-flux-mini", "num_replicas": 2}],
+        "deployments": [{"name": MINI, "num_replicas": 2, **QUICK}, {"name": "Gateway", **QUICK}],
     }
     strict = {
         **application,

@@ -83,7 +83,7 @@ def test_out_of_units_nothing_is_drawn(served: Served, tmp_path: Path) -> None:
 def test_ctrl_c_cancels_the_job_and_says_what_it_cost(served: Served, tmp_path: Path) -> None:
     key = served.new_key("cli-impatient", 10**9)
     process = subprocess.Popen(
-        [str(BIN / "flux-serve"), "generate", PROMPT, "-n", "8", "--quality", "hd"],
+        [str(BIN / "flux-serve"), "generate", PROMPT, "-n", "8", "--steps", "50"],
         cwd=tmp_path,
         env=environment(served, key),
         stdout=subprocess.PIPE,

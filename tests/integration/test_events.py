@@ -17,9 +17,9 @@ from tests.integration.conftest import (
     busy_replica,
     error_of,
     eventually,
-    healthy,
     idle,
     kill_busy_replica,
+    until_healthy,
 )
 
 pytestmark = pytest.mark.serve
@@ -66,11 +66,11 @@ def test_a_stream_opens_and_shows_previews_while_the_model_draws(main: App) -> N
     before = main.books()["captured"]
     with opened(main, LONG) as reply:
         assert reply.status_code == 200
-        assert busy_replica(main)
+        eventually(lambda: busy_replica(main), "a replica draws", 30)
         events = events_of(reply)
         first = next(events)
         assert first["type"] == "image_generation.partial_image"
-        assert busy_replica(main)
+        eventually(lambda: busy_replica(main), "a replica draws", 30)
         events = [first, *events]
     assert [event.get("partial_image_index") for event in events] == [0, 1, 2, None]
     image = Image.open(io.BytesIO(base64.b64decode(events[-1]["b64_json"])))
@@ -102,7 +102,7 @@ def test_a_client_that_leaves_after_some_images_pays_for_those(main: App) -> Non
 
 
 def test_a_replica_that_dies_before_an_image_goes_unnoticed(main: App) -> None:
-    eventually(lambda: healthy(main), "both replicas are up")
+    until_healthy(main)
     before = main.books()["captured"]
     with opened(main, LONG) as reply:
         events = events_of(reply)
@@ -114,7 +114,7 @@ def test_a_replica_that_dies_before_an_image_goes_unnoticed(main: App) -> None:
 
 
 def test_progress_begins_anew_on_the_replica_that_takes_over(main: App) -> None:
-    eventually(lambda: healthy(main), "both replicas are up")
+    until_healthy(main)
     before = main.books()["captured"]
     with opened(main, {**LONG, "stream_progress": True}) as reply:
         events = events_of(reply)
@@ -137,7 +137,7 @@ def test_progress_begins_anew_on_the_replica_that_takes_over(main: App) -> None:
 
 
 def test_a_replica_that_dies_after_an_image_is_replaced_for_the_others(main: App) -> None:
-    eventually(lambda: healthy(main), "both replicas are back")
+    until_healthy(main)
     before = main.books()["captured"]
     with opened(main, MANY) as reply:
         events = events_of(reply)
@@ -149,7 +149,7 @@ def test_a_replica_that_dies_after_an_image_is_replaced_for_the_others(main: App
 
 
 def test_two_dead_replicas_end_the_stream_with_an_error_and_a_partial_charge(main: App) -> None:
-    eventually(lambda: healthy(main), "both replicas are back")
+    until_healthy(main)
     before = main.books()["captured"]
     with opened(main, MANY) as reply:
         events = events_of(reply)

@@ -23,7 +23,7 @@ from serve_app.metrics import (
     UNITS_CAPTURED,
     Metric,
 )
-from tests.integration.conftest import App, Cluster
+from tests.integration.conftest import App, Cluster, eventually, until_healthy
 from tests.integration.metrics_kit import Scrape, once_quiet
 
 pytestmark = pytest.mark.serve
@@ -31,6 +31,15 @@ pytestmark = pytest.mark.serve
 GENERATIONS = "/v1/images/generations"
 BODY = {"prompt": "a red circle", "size": "256x256"}
 UNITS = 256 * 256
+OF_MAIN = {"application": "main", "model": "flux-mini"}
+OF_ROUTE = {"application": "main", "route": GENERATIONS}
+CAUSED: tuple[tuple[str, dict[str, str], int], ...] = (
+    (IMAGES.exported, OF_MAIN, 3),
+    (JOBS.exported, OF_MAIN, 2),
+    (STEPS.exported, OF_MAIN, 3 * 4),
+    (REQUESTS.exported, OF_ROUTE, 4),
+)
+"""What processes count that report at times of their own."""
 NOT_HERE = {
     "idempotent_replays_total": "no request of these tests is sent again",
     "replica_deaths_total": "the tests that kill replicas come later",
@@ -68,12 +77,22 @@ class Seen:
 def seen(cluster: Cluster) -> Seen:
     """One job, one stream and two failures."""
     main = cluster.main
+    until_healthy(main)
     before = once_quiet(cluster.metrics_url)  # other tests use the cluster, too
     post(main, {**BODY, "n": 2}).raise_for_status()
     stream = post(main, {**BODY, "stream": True, "partial_images": 1})
     assert "image_generation.completed" in stream.text
     assert post(main, {**BODY, "model": "nobody"}).status_code == 404
     assert post(main, BODY, key="sk-wrong-key").status_code == 401
+
+    def told() -> bool:
+        now = Scrape.of(cluster.metrics_url)
+        return all(
+            now.total(name, **labels) - before.total(name, **labels) >= count
+            for name, labels, count in CAUSED
+        )
+
+    eventually(told, "every process has told what it counted")
     after = once_quiet(cluster.metrics_url)
     missing = {series_of(metric) for metric in ALL if metric.name not in NOT_HERE} - after.names
     assert not missing
@@ -100,7 +119,7 @@ def test_a_metric_is_exported_as_the_documentation_says(seen: Seen, metric: Metr
 
 
 def test_the_numbers_are_those_of_what_was_done(seen: Seen) -> None:
-    of = {"application": "main", "model": "flux-mini"}
+    of = OF_MAIN
     assert seen.more(IMAGES.exported, **of) == 3
     assert seen.more(UNITS_CAPTURED.exported, **of) == 3 * UNITS
     assert seen.more(HOLDS_ENDED.exported, **of, state="captured") == 2
@@ -114,7 +133,7 @@ def test_the_numbers_are_those_of_what_was_done(seen: Seen) -> None:
 
 
 def test_requests_and_errors_are_counted_by_route_and_code(seen: Seen) -> None:
-    of = {"application": "main", "route": GENERATIONS}
+    of = OF_ROUTE
     assert seen.more(REQUESTS.exported, **of, method="POST", status="200") == 2
     assert seen.more(REQUESTS.exported, **of, method="POST", status="404") == 1
     assert seen.more(ERRORS.exported, **of, code="model_not_found") == 1

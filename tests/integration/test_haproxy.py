@@ -46,10 +46,7 @@ def app() -> Iterator[Served]:
         config = folder / "haproxy.yaml"
         config.write_text(yaml.safe_dump(data))
         served = Served(f"http://127.0.0.1:{port}", "", folder, config, folder / "serve.log")
-        with pytest.MonkeyPatch.context() as patch:
-            for variable, value in haproxy_environment(folder).items():
-                patch.setenv(variable, value)
-            process = start(served)
+        process = start(served, **haproxy_environment(folder))
         try:
             wait_until_ready(served, process)
             assert list(folder.glob("haproxy/*/haproxy.cfg")), "HAProxy does not run"
@@ -62,7 +59,9 @@ def app() -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def headers(app: Served) -> dict[str, str]:
-    return {"authorization": f"Bearer {app.new_key('alice', 10**9)}"}
+    app.flux_serve("accounts", "create", "alice")  # there is no key yet that could ask over HTTP
+    app.flux_serve("grant", "alice", str(10**9), "--reason", "for a test")
+    return {"authorization": f"Bearer {app.flux_serve('keys', 'create', 'alice')['secret']}"}
 
 
 def balance(app: Served, headers: dict[str, str]) -> dict[str, Any]:

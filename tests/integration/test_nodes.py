@@ -26,8 +26,8 @@ from tests.integration.node_cluster import ANSWER
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(600)]  # six Ray nodes on two cores
 
-TIMEOUT_S = 40
-HOLD_TTL_S = 41
+TIMEOUT_S = 24
+HOLD_TTL_S = 25
 """When the holds of a dead gateway expire."""
 STEPS = 8
 JOB = {"model": "fast", "prompt": "x", "size": "1024x1024", "num_inference_steps": STEPS}

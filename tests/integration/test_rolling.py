@@ -14,7 +14,7 @@ import httpx
 import pytest
 from ray import serve
 
-from tests.integration.conftest import KEY, App, Cluster, application_args, eventually
+from tests.integration.conftest import KEY, QUICK, App, Cluster, application_args, eventually
 
 pytestmark = pytest.mark.serve
 
@@ -46,8 +46,8 @@ class Rolling:
             "route_prefix": f"/{NAME}",
             "args": args,
             "deployments": [
-                {"name": "Gateway", "num_replicas": 2},
-                {"name": MODEL, "num_replicas": 2},
+                {"name": "Gateway", "num_replicas": 2, **QUICK},
+                {"name": MODEL, "num_replicas": 2, **QUICK},
             ],
         }
         self.app = App(NAME, base, KEY, args["ledger"]["url"])

@@ -14,14 +14,24 @@ import httpx
 import pytest
 from ray import serve
 
-from tests.integration.conftest import KEY, App, Cluster, application_args, error_of, eventually
+from tests.integration.conftest import (
+    KEY,
+    QUICK,
+    App,
+    Cluster,
+    application_args,
+    error_of,
+    eventually,
+)
 from tests.integration.test_events import opened
 
 pytestmark = pytest.mark.serve
 
 MODEL = "FluxModel-elastic"
 REPLICAS_MAX = 4
-TIMEOUT_S = 60
+TIMEOUT_S = 90
+BURST = 20
+"""Large images, 70 device seconds: other replicas can start, and one alone would do it in time."""
 LARGE = {"prompt": "a large image", "size": "1024x1024", "num_inference_steps": 28}
 """3.5 device seconds each."""
 SMALL = {"prompt": "a thumbnail", "size": "256x256"}
@@ -60,7 +70,12 @@ def elastic(cluster: Cluster) -> Iterator[App]:
         "route_prefix": f"/{name}",
         "args": args,
         "deployments": [
-            {"name": MODEL, "autoscaling_config": SCALING, "max_ongoing_requests": 4},
+            {
+                "name": MODEL,
+                "autoscaling_config": SCALING,
+                "max_ongoing_requests": 4,
+                **QUICK,
+            },
         ],
     }
     document = copy.deepcopy(cluster.document)
@@ -105,11 +120,11 @@ def test_a_burst_of_large_images_starts_all_replicas_while_it_lasts_and_none_is_
     elastic: App,
 ) -> None:
     eventually(lambda: running(elastic) >= 1, "a replica serves")
-    with ThreadPoolExecutor(16) as clients:
-        replies = [clients.submit(post, elastic, LARGE) for _ in range(16)]
+    with ThreadPoolExecutor(BURST) as clients:
+        replies = [clients.submit(post, elastic, LARGE) for _ in range(BURST)]
         eventually(lambda: running(elastic) == REPLICAS_MAX, "all replicas serve", 120)
         assert not all(reply.done() for reply in replies)
-    assert [reply.result().status_code for reply in replies] == [200] * 16
+    assert [reply.result().status_code for reply in replies] == [200] * BURST
 
 
 async def refused_first(app: App, count: int) -> httpx.Response:
@@ -132,7 +147,7 @@ async def refused_first(app: App, count: int) -> httpx.Response:
 def test_more_than_all_replicas_can_finish_in_time_is_refused_with_a_time_to_return(
     elastic: App,
 ) -> None:
-    """120 large images are 420 device seconds: 105 s for four replicas, and a job has 60."""
+    """120 large images are 420 device seconds: 105 s for four replicas, and a job has 90."""
     before = elastic.books()["captured"]
     reply = asyncio.run(refused_first(elastic, 120))
     assert reply.status_code == 503

@@ -21,9 +21,9 @@ from tests.integration.conftest import (
     busy_replica,
     error_of,
     eventually,
-    healthy,
     idle,
     kill_busy_replica,
+    until_healthy,
 )
 from tests.integration.test_events import opened
 from tests.otlp_receiver import named
@@ -124,7 +124,7 @@ def test_the_status_shows_replicas_and_the_work_of_the_whole_fleet(main: App) ->
 def test_a_replica_that_dies_is_replaced_by_another_within_the_request(
     cluster: Cluster, main: App
 ) -> None:
-    eventually(lambda: healthy(main), "both replicas are up")
+    until_healthy(main)
     before = main.books()["captured"]
     with ThreadPoolExecutor(1) as pool:
         pending = pool.submit(post, main, LONG)
@@ -155,7 +155,7 @@ def test_a_replica_that_dies_is_replaced_by_another_within_the_request(
 
 def test_openais_own_retries_after_two_deaths_charge_once(main: App) -> None:
     """Two deaths exhaust the server's retry (500, unbilled); the client then retries by itself."""
-    eventually(lambda: healthy(main), "both replicas are back")
+    until_healthy(main)
     before = main.books()["captured"]
     with (
         openai.OpenAI(base_url=f"{main.url}/v1", api_key=main.key, timeout=120) as client,
@@ -233,7 +233,7 @@ def test_a_request_id_from_the_client_comes_back(main: App) -> None:
 
 
 def test_batching_knobs_change_in_place(cluster: Cluster, main: App) -> None:
-    eventually(lambda: healthy(main), "the replicas that other tests killed are replaced")
+    until_healthy(main)
     before = set(main.replicas(MINI))
     document = copy.deepcopy(cluster.document)
     document["applications"][0]["deployments"][0]["user_config"] = {

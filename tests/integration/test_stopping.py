@@ -1,6 +1,5 @@
 """`flux-serve serve` told to stop while it draws: the job under way gets its pictures."""
 
-import os
 import signal
 import subprocess
 import tempfile
@@ -12,15 +11,15 @@ import httpx
 import pytest
 import yaml
 
-from tests.conftest import BIN, ROOT, Served, free_port, stop, wait_until_ready
+from tests.conftest import ROOT, Served, free_port, start, stop, wait_until_ready
 from tests.integration.conftest import eventually
 
 pytestmark = pytest.mark.serve
 
 SIZE = "1024x1024"
-JOB = {"prompt": "a red circle", "size": SIZE, "num_inference_steps": 50, "n": 4}
-"""Seven seconds of the simulated GPU."""
-UNITS = 4 * 1024 * 1024 * 50 // 4
+JOB = {"prompt": "a red circle", "size": SIZE, "num_inference_steps": 50, "n": 8}
+"""Fourteen seconds of the simulated GPU: far more than Serve needs to refuse others."""
+UNITS = 8 * 1024 * 1024 * 50 // 4
 
 
 @pytest.fixture
@@ -39,17 +38,7 @@ def started() -> Iterator[tuple[Served, "subprocess.Popen[bytes]"]]:
         config.write_text(yaml.safe_dump(data))
         key = args["development"]["key"]
         app = Served(args["public_url"], key, folder, config, folder / "serve.log")
-        (folder / "r").mkdir()
-        environment = {**os.environ, "RAY_TMPDIR": str(folder / "r"), "RAY_ADDRESS": "local"}
-        with app.log.open("wb") as log:
-            process = subprocess.Popen(
-                [str(BIN / "flux-serve"), "serve", str(config)],
-                cwd=folder,
-                env=environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        process = start(app, ("flux-serve", "serve"))
         try:
             wait_until_ready(app, process)
             yield app, process
@@ -80,7 +69,7 @@ def test_a_job_under_way_is_finished_delivered_and_charged(
     assert late.status_code == 503
     assert late.json()["error"]["code"] == "service_unavailable"
     assert reply.status_code == 200, reply.text
-    assert len(reply.json()["data"]) == 4
+    assert len(reply.json()["data"]) == 8
     assert process.wait(120) == 0
     account = app.flux_serve("accounts", "list")[0]
     assert (account["captured"], account["held"]) == (UNITS, 0)
