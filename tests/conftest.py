@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.groups import LONGEST, check_groups, group_of
+from tests.groups import check_groups, group_of, place_of
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -51,10 +51,9 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest groups first; the order within a group stays as it is."""
+    """With `-n` or without: the same order."""
     check_groups(items)
-    places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(group_of(item.nodeid), len(places)))
+    items.sort(key=lambda item: place_of(item.nodeid))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

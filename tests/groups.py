@@ -23,10 +23,11 @@ SHARED = {
         "tests/integration/test_exported_metrics.py",
         "tests/integration/test_rolling.py",
         "tests/integration/test_scaling.py",
-        "tests/integration/test_serve.py",
+        "tests/integration/test_tracing_serve.py",
+        "tests/integration/test_serve.py",  # its last test takes the application away
     ),
 }
-"""Fixture of a session's cluster -> modules that use it."""
+"""Fixture of a session's cluster -> modules that use it, in the order in which they run."""
 LONGEST = (
     "cluster",
     "served",
@@ -45,6 +46,14 @@ def group_of(nodeid: str) -> str:
         if path.startswith(places):
             return name
     return path
+
+
+def place_of(nodeid: str) -> tuple[int, int]:
+    """A sort key: the longest groups first, and modules of a group as they are listed."""
+    group = group_of(nodeid)
+    first = LONGEST.index(group) if group in LONGEST else len(LONGEST)
+    within = [nodeid.startswith(place) for place in SHARED.get(group, ("",))].index(True)
+    return first, within
 
 
 def check_groups(items: Iterable[pytest.Item]) -> None:

@@ -230,8 +230,8 @@ def test_a_key_that_is_too_fast_is_served_when_its_time_has_come(served: Served)
     """The client waits as long as `Retry-After` tells it, and its next try is drawn."""
     key = served.new_key(f"fast-{uuid.uuid4().hex[:8]}", UNITS)
     with contextlib.closing(sqlite3.connect(served.folder / "data" / "ledger.db")) as ledger:
-        # One request a second, and those of the next five seconds are used up, too.
-        spent = (60, time.time_ns() + 65_000_000_000, hashlib.sha256(key.encode()).hexdigest())
+        # One request in five seconds, and this minute's are all used up.
+        spent = (12, time.time_ns() + 60_000_000_000, hashlib.sha256(key.encode()).hexdigest())
         changed = ledger.execute("UPDATE api_keys SET rpm=?, rate_at_ns=? WHERE sha256=?", spent)
         assert changed.rowcount == 1
         ledger.commit()
@@ -241,10 +241,10 @@ def test_a_key_that_is_too_fast_is_served_when_its_time_has_come(served: Served)
         client.images.generate(model=MODEL, prompt="a red circle", size=SIZE)
     *refused, drawn = told
     assert {reply.status_code for reply in refused} == {429}
-    assert all(1 <= int(reply.headers["retry-after"]) <= 6 for reply in refused)
+    assert all(1 <= int(reply.headers["retry-after"]) <= 5 for reply in refused)
     assert refused[0].headers["x-ratelimit-remaining-requests"] == "0"
     assert drawn.status_code == 200
-    assert drawn.headers["x-ratelimit-limit-requests"] == "60"
+    assert drawn.headers["x-ratelimit-limit-requests"] == "12"
     assert served.balance(key)["captured"] == UNITS
 
 

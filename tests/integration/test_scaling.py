@@ -147,9 +147,9 @@ async def refused_first(app: App, count: int) -> httpx.Response:
 def test_more_than_all_replicas_can_finish_in_time_is_refused_with_a_time_to_return(
     elastic: App,
 ) -> None:
-    """120 large images are 420 device seconds: 105 s for four replicas, and a job has 90."""
+    """180 large images are 630 device seconds: 157 s for four replicas, and a job has 90."""
     before = elastic.books()["captured"]
-    reply = asyncio.run(refused_first(elastic, 120))
+    reply = asyncio.run(refused_first(elastic, 180))
     assert reply.status_code == 503
     assert error_of(reply)["code"] == "server_is_overloaded"
     # The work in front of it, at up to four device seconds a second: longer than its deadline.
@@ -157,7 +157,7 @@ def test_more_than_all_replicas_can_finish_in_time_is_refused_with_a_time_to_ret
     eventually(lambda: elastic.books()["held"] == 0, "the others are released", 30)
     paid = elastic.books()["captured"] - before
     assert paid % (1024 * 1024 * 28 // 4) == 0
-    assert paid < 120 * 1024 * 1024 * 28 // 4
+    assert paid < 180 * 1024 * 1024 * 28 // 4
 
 
 def test_when_nothing_comes_any_more_the_replicas_stop_one_and_all(elastic: App) -> None:
