@@ -129,7 +129,10 @@ def test_a_burst_of_large_images_starts_all_replicas_while_it_lasts_and_none_is_
 
 async def refused_first(app: App, count: int) -> httpx.Response:
     """Send many at once; the first refusal, after which the others are called off."""
-    async with httpx.AsyncClient(headers=app.headers, timeout=2 * TIMEOUT_S) as client:
+    at_once = httpx.Limits(max_connections=count)  # httpx would keep some for later
+    async with httpx.AsyncClient(
+        headers=app.headers, timeout=2 * TIMEOUT_S, limits=at_once
+    ) as client:
         url = f"{app.url}/v1/images/generations"
         sent = [asyncio.create_task(client.post(url, json=LARGE)) for _ in range(count)]
         refused = None

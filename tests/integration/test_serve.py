@@ -112,12 +112,15 @@ def test_the_status_shows_replicas_and_the_work_of_the_whole_fleet(main: App) ->
         "target": 2,
     }
     assert found["flux-mini"]["open_holds"] == 0
-    with opened(main, {**ENDLESS, "stream": True}), opened(main, {**ENDLESS, "stream": True}):
+    # Many seconds, yet not so many that the second one would be refused for its deadline.
+    body = {**LONG, "size": "1024x1024", "n": 2, "stream": True}
+    with opened(main, body) as one, opened(main, body) as other:
+        assert (one.status_code, other.status_code) == (200, 200)
         working = eventually(
             lambda: (now := models()["flux-mini"])["open_holds"] == 2 and now, "both are held"
         )
     assert working["held_images"] == 4
-    assert working["held_units"] == 4 * 1024 * 1024 * STEPS_MAX // 4
+    assert working["held_units"] == 4 * 1024 * 1024 * 50 // 4
     eventually(lambda: models()["flux-mini"]["open_holds"] == 0, "neither is held")
 
 
