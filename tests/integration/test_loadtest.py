@@ -88,7 +88,7 @@ def test_workers_elsewhere_send_what_a_master_plans(served: Served, tmp_path: Pa
         found = results(tmp_path)
         assert found["figures"]["delivered"] == found["planned"] > 0
         assert found["ledger"]["charged_units"] == served.balance(key)["captured"] > 0
-        assert [finish(worker)[0] for worker in workers] == [0, 0]  # the master dismisses them
+        assert [worker.wait(60) for worker in workers] == [0, 0]  # the master dismisses them
     finally:
         for worker in workers:
             worker.kill()
