@@ -104,7 +104,7 @@ class EntryObject(BaseModel):
 
     id: int
     account_id: str
-    kind: Literal["grant", "capture"]
+    kind: Literal["grant", "capture", "refund"]
     units: int = Field(description="Negative for a capture.")
     hold_id: str | None
     created_at: datetime

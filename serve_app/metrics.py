@@ -161,6 +161,14 @@ HOLDS_EXPIRED = _gateway(
     "holds_expired_total",
     "Holds that nobody ended in time: a gateway died, or the ledger was away.",
 )
+HOLDS_REFUNDED = _gateway(
+    "counter",
+    "holds_refunded_total",
+    "Charges that this gateway gave back: another one had died before it sent the reply.",
+)
+UNITS_REFUNDED = _gateway(
+    "counter", "compute_units_refunded_total", "Compute units of those charges."
+)
 HOLDS_OPEN = _gateway(
     "gauge", "holds_open", "Open holds on file, the same from every gateway: take the max.", "model"
 )

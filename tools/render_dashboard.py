@@ -159,7 +159,10 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             Panel(
                 "Compute units captured a second",
                 "short",
-                ((per_second("compute_units_captured_total", "model"), "{{model}}"),),
+                (
+                    (per_second("compute_units_captured_total", "model"), "{{model}}"),
+                    (per_second("compute_units_refunded_total", ""), "refunded"),
+                ),
             ),
             Panel(
                 "Images a second", "short", ((per_second("images_total", "model"), "{{model}}"),)
@@ -188,6 +191,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                     (per_second("ledger_outages_total", "operation"), "outages {{operation}}"),
                     (f"max({series('ledger_imbalance_compute_units')})", "imbalance"),
                     (per_second("holds_expired_total", ""), "holds expired"),
+                    (per_second("holds_refunded_total", ""), "charges refunded"),
                 ),
             ),
             Panel("Storing an image", "s", quantiles("store_put_seconds")),

@@ -94,7 +94,7 @@ def list_entries(
     ledger_url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List grants and captures, newest first."""
+    """List the lines of the books, newest first."""
     most = None if as_csv else limit
 
     async def fetch(admin: "LedgerAdmin") -> Sequence[Any]:

@@ -120,14 +120,18 @@ class _Gateway:
             await asyncio.sleep(self.config.ledger.sweep_interval_s)
 
     async def _beat(self) -> None:
-        """Let the other gateways know that this one lives, and end the holds of those that died."""
+        """Let the other gateways know that this one lives, and end what those left that died."""
         while True:
             try:
-                released = await self.service.ledger.beat()
-                if released:
-                    logger.warning("released %d holds of gateways that died", released)
+                taken = await self.service.ledger.beat()
+                if taken.expired:
+                    logger.warning("released %d holds of gateways that died", taken.expired)
+                if taken.refunded:
+                    logger.warning("refunded %d charges of gateways that died", taken.refunded)
             except AppError:
                 logger.warning("gave no sign of life: the ledger is unavailable")
+            except Exception:  # of one broken row; without a sign of life all its holds would go
+                logger.exception("a beat failed")
             await asyncio.sleep(self.config.ledger.gateway_lease_s / BEATS)
 
     async def __del__(self) -> None:

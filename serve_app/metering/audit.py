@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, and_, func, or_, select
+from sqlalchemy import Select, and_, case, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve_app.metering.records import AuditReport, Finding
@@ -48,35 +48,45 @@ def _held_sums() -> Select[Any]:
     )
 
 
-def _captured_holds() -> Select[Any]:
+def _charged_holds() -> Select[Any]:
+    """Captured: an entry of its units. Refunded: that entry, and one that takes it back."""
+    captures, refunds = (
+        func.count(case((entries.c.kind == kind, 1))).label(kind) for kind in ("capture", "refund")
+    )
     charged = (
-        select(
-            entries.c.hold_id,
-            func.count().label("rows"),
-            func.sum(-entries.c.units).label("units"),
-        )
-        .where(entries.c.kind == "capture")
+        select(entries.c.hold_id, captures, refunds, func.sum(-entries.c.units).label("units"))
+        .where(entries.c.hold_id.is_not(None))
         .group_by(entries.c.hold_id)
         .subquery()
     )
     units = func.coalesce(charged.c.units, 0)
-    rows = func.coalesce(charged.c.rows, 0)
+    made, undone = (func.coalesce(charged.c[kind], 0) for kind in ("capture", "refund"))
     return (
         select(holds.c.account_id, holds.c.id, units, holds.c.captured_units)
         .outerjoin(charged, charged.c.hold_id == holds.c.id)
-        .where(holds.c.state == "captured", or_(rows != 1, units != holds.c.captured_units))
+        .where(
+            holds.c.state.in_(("captured", "refunded")),
+            or_(
+                made != 1,
+                undone != case((holds.c.state == "refunded", 1), else_=0),
+                units != holds.c.captured_units,
+            ),
+        )
     )
 
 
-def _stray_captures() -> Select[Any]:
+def _stray_entries() -> Select[Any]:
+    kind = entries.c.kind
+    charged, undone = holds.c.state == "captured", holds.c.state == "refunded"
+    agree = or_(and_(kind == "capture", or_(charged, undone)), and_(kind == "refund", undone))
     return (
         select(entries.c.account_id, entries.c.id, entries.c.units, holds.c.state)
         .outerjoin(holds, holds.c.id == entries.c.hold_id)
         .where(
-            entries.c.kind == "capture",
+            kind != "grant",
             or_(
                 holds.c.id.is_(None),
-                holds.c.state != "captured",
+                ~agree,
                 holds.c.account_id != entries.c.account_id,
             ),
         )
@@ -119,6 +129,7 @@ def _impossible_holds() -> Select[Any]:
                 and_(~is_captured, holds.c.captured_units != 0),
                 and_(is_open, holds.c.resolved_at.is_not(None)),
                 and_(~is_open, holds.c.resolved_at.is_(None)),
+                and_(~is_captured, holds.c.undelivered_by.is_not(None)),
                 api_keys.c.id.is_(None),
                 api_keys.c.account_id != holds.c.account_id,
             )
@@ -129,8 +140,8 @@ def _impossible_holds() -> Select[Any]:
 CHECKS: tuple[tuple[str, Select[Any], str], ...] = (
     ("sum(entries) = granted - captured", _account_sums(), "entries {0}, account {1}"),
     ("held = sum(open holds)", _held_sums(), "open holds {0}, account {1}"),
-    ("a captured hold has one entry of its units", _captured_holds(), "entry {0}, hold {1}"),
-    ("a capture entry has a captured hold", _stray_captures(), "entry {0}, hold {1}"),
+    ("a charged or refunded hold has its entries", _charged_holds(), "entries {0}, hold {1}"),
+    ("a capture or refund entry has its hold", _stray_entries(), "entry {0}, hold {1}"),
     ("sum(usage by day) = captured", _usage_sums(), "usage {0}, account {1}"),
     ("nothing is negative", _negative_accounts(), "available {0}, held {1}"),
     ("a hold's columns agree", _impossible_holds(), "units {0}, captured {1}"),

@@ -5,51 +5,29 @@ Data flow: `SqlLedger` -> `GroupCommit` -> `run_batch(connection, operations)` -
 check is the condition of the UPDATE that it guards.
 
 Any number of processes run batches at once. Rows are locked in one order, so that they never wait
-for each other in a circle: new holds by idempotency key, holds that end by id, accounts by id, keys
-by id. An idempotency key comes first because its INSERT waits for whoever is just ending the hold
-that has it, and that one still needs the account. Other inserts wait for nobody.
+for each other in a circle: new holds by idempotency key, holds that end or are refunded by id,
+accounts by id, keys by id. An idempotency key comes first because its INSERT waits for whoever is
+just ending the hold that has it, and that one still needs the account. Usage is changed under the
+account's lock only; other inserts wait for nobody.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
-from uuid import uuid4
 
 from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
 from serve_app.errors import AppError, IdempotencyKeyReused
 from serve_app.metering import statements as sql
+from serve_app.metering.endings import Endings
+from serve_app.metering.endstatements import SETTLE
 from serve_app.metering.limits import Rate
+from serve_app.metering.operations import Operation, Outcome, Refund, Reserve, Resolve
 from serve_app.metering.quota import Quota, invalid_key, no_quota
-from serve_app.metering.types import Hold, HoldRequest, HoldState, Resolution, UnknownHold
-from serve_app.metering.usage import Captured, images_of
-from serve_app.metering.usage import add as add_usage
-
-
-@dataclass(frozen=True)
-class Reserve:
-    """Make a hold. Its id is chosen here, so that an operation that is repeated makes one."""
-
-    request: HoldRequest
-    gateway_id: str | None = None
-    hold_id: str = field(default_factory=lambda: f"hold_{uuid4().hex}")
-
-
-@dataclass(frozen=True)
-class Resolve:
-    """End an open hold, or find how it ended before; an expiry answers None then."""
-
-    hold_id: str
-    state: HoldState
-    units: int = 0
-    reply: str | None = None
-
+from serve_app.metering.types import Hold, HoldRequest, HoldState
 
 Item = TypeVar("Item")
-Operation = Reserve | Resolve
-Outcome = Hold | Resolution | Exception | None
 
 
 class _Batch:
@@ -60,55 +38,6 @@ class _Batch:
         self._now = now
         self.outcomes: dict[int, Outcome] = {}
         self._quota = Quota(connection, now, undecided)
-
-    def resolve_all(
-        self, resolves: "list[tuple[int, Resolve]]"
-    ) -> "tuple[list[_Ended], list[tuple[int, Resolve]]]":
-        """The holds that end here, and those that had ended or hold too little."""
-        ended, late = [], []
-        for index, one in sorted(resolves, key=lambda pair: pair[1].hold_id):  # stable: in order
-            values = {"hold_id": one.hold_id, "to": one.state.value, "charge": one.units}
-            found = self._connection.execute(
-                sql.RESOLVE, {**values, "reply": one.reply, "now": self._now}
-            )
-            row = found.one_or_none()
-            if row is None:
-                late.append((index, one))
-            else:
-                images = images_of(row.images, row.units, one.units)
-                charge = Captured(row.account_id, row.key_id, row.model, images, one.units)
-                ended.append(_Ended(index, one, row.units, charge))
-        return ended, late
-
-    def settle(self, account_id: str, ended: "Sequence[_Ended]") -> None:
-        """Take what ended off the account's `held`, all of it in one UPDATE."""
-        values = {
-            "account_id": account_id,
-            "give_back": sum(one.held for one in ended),
-            "charge": sum(one.operation.units for one in ended),
-        }
-        available = self._connection.execute(sql.SETTLE, values).scalar_one()
-        charges = (one.charge for one in ended if one.charge.units)
-        add_usage(self._connection, self._now.date(), charges)
-        for one in ended:
-            what = one.operation
-            self.outcomes[one.index] = Resolution(what.hold_id, what.state, what.units, available)
-
-    def first_outcome(self, index: int, one: Resolve) -> None:
-        """How a hold that this operation did not end stands."""
-        if one.state is HoldState.EXPIRED:
-            self.outcomes[index] = None  # somebody was faster than the sweep
-            return
-        row = self._connection.execute(sql.OUTCOME, {"hold_id": one.hold_id}).one_or_none()
-        outcome: Outcome
-        if row is None:
-            outcome = UnknownHold(one.hold_id)
-        elif row.state == HoldState.OPEN:
-            outcome = ValueError("a capture may not charge more than its hold")
-        else:
-            state = HoldState(row.state)
-            outcome = Resolution(one.hold_id, state, row.captured_units, row.available)
-        self.outcomes[index] = outcome
 
     def touch_keys(
         self, reserves: "Sequence[tuple[int, Reserve]]", touch: Mapping[str, datetime]
@@ -171,7 +100,7 @@ class _Batch:
     def _give_back(self, account_id: str, units: int) -> None:
         """Undo a reservation of this SQL transaction, which still holds the account's lock."""
         values = {"account_id": account_id, "give_back": units, "charge": 0}
-        self._connection.execute(sql.SETTLE, values)
+        self._connection.execute(SETTLE, values)
 
     def _take(self, request: HoldRequest, units: int) -> Row[Any] | None:
         values = {"account_id": request.account_id, "key_id": request.key_id}
@@ -213,33 +142,6 @@ class _Batch:
         ]
         self._connection.execute(sql.INSERT_HOLD, rows)
 
-    def insert_entries(self, ended: "Sequence[_Ended]") -> None:
-        """One entry for each capture."""
-        rows = [
-            {
-                "account_id": one.charge.account_id,
-                "kind": "capture",
-                "units": -one.operation.units,
-                "hold_id": one.operation.hold_id,
-                "created_at": self._now,
-                "memo": "",
-            }
-            for one in ended
-            if one.operation.units
-        ]
-        if rows:
-            self._connection.execute(sql.INSERT_ENTRY, rows)
-
-
-@dataclass(frozen=True)
-class _Ended:
-    """A hold that this batch ended, before its account is settled."""
-
-    index: int
-    operation: Resolve
-    held: int
-    charge: Captured
-
 
 def run_batch(
     connection: Connection,
@@ -252,24 +154,24 @@ def run_batch(
     What is raised has spoilt the transaction: roll back, and none of them happened. `touch` are the
     keys whose use is to be noted if they made a hold, with the time before which a note is old.
     """
-    resolves = [(i, one) for i, one in enumerate(operations) if isinstance(one, Resolve)]
+    endings = [(i, one) for i, one in enumerate(operations) if isinstance(one, Resolve | Refund)]
     reserves = [(i, one) for i, one in enumerate(operations) if isinstance(one, Reserve)]
     keyed = [one.hold_id for _, one in reserves if one.request.idempotency_key is not None]
     batch = _Batch(connection, now, keyed)
+    ends = Endings(connection, now, batch.outcomes)
     batch.insert_keyed(reserves)
-    ended, late = batch.resolve_all(resolves)
+    ended = ends.take(endings)
     settled = _grouped(ended, lambda one: one.charge.account_id)
     wanted = _grouped(reserves, lambda pair: pair[1].request.account_id)
     for account_id in sorted(settled.keys() | wanted.keys()):
         if account_id in settled:
-            batch.settle(account_id, settled[account_id])
+            ends.settle(account_id, settled[account_id])
         same_account = wanted.get(account_id, [])
         for same_key in _grouped(same_account, lambda pair: pair[1].request.key_id).values():
             batch.reserve_all(same_key)
     batch.insert_holds(reserves)
-    batch.insert_entries(ended)
-    for index, resolve in late:
-        batch.first_outcome(index, resolve)
+    ends.enter(ended)
+    ends.tell_late()
     batch.touch_keys(reserves, touch)
     return [batch.outcomes[index] for index in range(len(operations))]
 

@@ -1,29 +1,34 @@
-"""Leases: a gateway that gives no sign of life loses its holds, long before they would expire.
+"""Leases: a gateway that gives no sign of life loses its holds, long before they would expire, and
+its charges for replies that it has not sent.
 
 Data flow: `SqlLedger.beat`, every few seconds -> this gateway's row of `gateways` is counted up ->
-how far those stand that own open holds -> `Watch` -> the ids of those that stood still for a lease.
+how far those stand that own any of these -> `Watch` -> the ids of those that stood still for a
+lease.
 
 No clock is compared with another machine's: a watcher times, with a steady clock of its own, how
 long it has seen a count stand still. And it counts only time in which its own beats went through,
 for as long as the database is away, or the watcher itself is stopped, nobody can be told from dead.
 
 To be taken for dead is harmless: a hold ends once, so what a gateway that was merely stopped
-captures late charges nothing, and its client gets an error instead of the pictures.
+captures late charges nothing, and its client gets an error instead of the pictures. Only a reply
+that it had charged for and sends late is given away.
 """
 
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, func, insert, select, union, update
 
 from serve_app.metering.database import Database
-from serve_app.metering.tables import OPEN, gateways, holds
+from serve_app.metering.tables import OPEN, UNDELIVERED, gateways, holds
 
 BEATS = 6
 """Signs of life in a lease: some may get lost on the way."""
 FORGET_AFTER = timedelta(days=1)
 """Rows of gateways that stopped are kept so long, for people who look."""
+OWNED = ((holds.c.gateway_id, OPEN), (holds.c.undelivered_by, UNDELIVERED))
+"""What names its gateway; the conditions are those of partial indexes."""
 
 
 class Watch:
@@ -67,7 +72,7 @@ class Leases:
         """Whether others could have heard of this gateway: holds are in its name from then on."""
 
     async def beat(self) -> list[str]:
-        """Give a sign of life; returns the gateways with open holds that gave none for a lease."""
+        """Give a sign of life; returns the gateways that own any and gave none for a lease."""
         if not self.alive:
             await self._forget()
         async with self._database.write() as connection:
@@ -77,11 +82,14 @@ class Leases:
                 first = {"id": self._id, "beats": 1, "seen_at": self._clock()}
                 await connection.execute(insert(gateways), first)
         self.alive = True
-        owners = (
-            select(holds.c.gateway_id, func.coalesce(func.max(gateways.c.beats), 0))
-            .outerjoin(gateways, gateways.c.id == holds.c.gateway_id)
-            .where(OPEN, holds.c.gateway_id.is_not(None), holds.c.gateway_id != self._id)
-            .group_by(holds.c.gateway_id)
+        owner = union(
+            *(
+                select(column.label("id")).where(which, column.is_not(None), column != self._id)
+                for column, which in OWNED
+            )
+        ).subquery()
+        owners = select(owner.c.id, func.coalesce(gateways.c.beats, 0)).outerjoin(
+            gateways, gateways.c.id == owner.c.id
         )
         async with self._database.read() as connection:
             found = (await connection.execute(owners)).all()

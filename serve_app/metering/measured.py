@@ -18,6 +18,7 @@ from serve_app.metering.types import (
     HoldRecord,
     HoldRequest,
     HoldState,
+    Inheritance,
     Ledger,
     Principal,
     Resolution,
@@ -27,10 +28,12 @@ from serve_app.metrics import (
     HOLDS,
     HOLDS_ENDED,
     HOLDS_EXPIRED,
+    HOLDS_REFUNDED,
     IMAGES,
     LEDGER_OUTAGES,
     LEDGER_SECONDS,
     UNITS_CAPTURED,
+    UNITS_REFUNDED,
     Recorder,
 )
 from serve_app.observability import traced
@@ -73,10 +76,15 @@ class MeasuredLedger:
         self._record.count(HOLDS, model=request.model)
         return hold
 
-    async def capture(self, hold_id: str, units: int, reply: str | None = None) -> Resolution:
+    async def capture(
+        self, hold_id: str, units: int, reply: str | None = None, *, undelivered: bool = False
+    ) -> Resolution:
         with traced(CAPTURE, hold_id=hold_id, units=units):
-            work = self._ledger.capture(hold_id, units, reply)
+            work = self._ledger.capture(hold_id, units, reply, undelivered=undelivered)
             return self._ended(await self._timed("capture", work))
+
+    def delivered(self, hold_id: str) -> None:
+        self._ledger.delivered(hold_id)
 
     async def release(self, hold_id: str) -> Resolution:
         with traced(RELEASE, hold_id=hold_id):
@@ -87,10 +95,12 @@ class MeasuredLedger:
         self._record.count(HOLDS_EXPIRED, expired)
         return expired
 
-    async def beat(self) -> int:
-        expired = await self._timed("beat", self._ledger.beat())
-        self._record.count(HOLDS_EXPIRED, expired)
-        return expired
+    async def beat(self) -> Inheritance:
+        taken = await self._timed("beat", self._ledger.beat())
+        self._record.count(HOLDS_EXPIRED, taken.expired)
+        self._record.count(HOLDS_REFUNDED, taken.refunded)
+        self._record.count(UNITS_REFUNDED, taken.refunded_units)
+        return taken
 
     async def forget_replies(self, before: datetime) -> int:
         return await self._timed("forget", self._ledger.forget_replies(before))

@@ -99,7 +99,7 @@ class NewKey:
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the books: a grant, or a capture (negative)."""
+    """One line of the books: a grant, a capture (negative), or a refund of one."""
 
     id: int
     account_id: str

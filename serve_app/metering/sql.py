@@ -1,7 +1,7 @@
 """SqlLedger: the ledger on SQLite or PostgreSQL, one code path.
 
-Data flow: `service` -> `hold` reserves -> images are made -> `capture` or `release`; a sweep
-expires what a dead process left open. All of these queue in a `GroupCommit`, and `batch.run_batch`
+Data flow: `service` -> `hold` reserves -> images are made -> `capture` or `release`; sweeps
+end what a dead process left. All of these queue in a `GroupCommit`, and `batch.run_batch`
 writes what waits in one SQL transaction. Every balance check sits inside the UPDATE that spends,
 every resolution inside an UPDATE that requires an open hold: any number of processes may race.
 
@@ -14,29 +14,26 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Self
+from typing import Self
 from uuid import uuid4
 
-from sqlalchemy import Connection, Select
+from sqlalchemy import Connection
 
 from serve_app.config import DevelopmentConfig, LedgerConfig
 from serve_app.errors import AppError, InvalidValue, LedgerUnavailable
 from serve_app.metering import keys, migrate
 from serve_app.metering import statements as sql
 from serve_app.metering.admin import LedgerAdmin
-from serve_app.metering.batch import (
-    Operation,
-    Outcome,
-    Reserve,
-    Resolve,
-    run_batch,
-)
+from serve_app.metering.batch import run_batch
 from serve_app.metering.commit import GroupCommit
 from serve_app.metering.database import Database, is_outage
+from serve_app.metering.deliveries import Deliveries
 from serve_app.metering.leases import Leases, Watch
 from serve_app.metering.limits import Rate, nanoseconds, standing
+from serve_app.metering.operations import Operation, Outcome, Reserve, Resolve
 from serve_app.metering.quota import invalid_key, no_quota
 from serve_app.metering.records import Pulse
+from serve_app.metering.sweeps import Sweeps
 from serve_app.metering.types import (
     UNITS_MAX,
     Balance,
@@ -44,6 +41,7 @@ from serve_app.metering.types import (
     HoldRecord,
     HoldRequest,
     HoldState,
+    Inheritance,
     Principal,
     Resolution,
     UnknownHold,
@@ -58,8 +56,6 @@ TOUCHED_MAX = 10_000
 """Keys whose last write is remembered; beyond it the memory starts anew and a few write early."""
 WITHDRAW_BACKOFF_S = (0.2, 1, 2, 5, 10, 20, 30)
 """Waits before the tries to withdraw a hold in doubt: about a minute, then it is left to expire."""
-SWEEP_BATCH = 200
-"""Expired holds fetched at once: bounds memory after a long outage."""
 
 
 def utc_now() -> datetime:
@@ -83,6 +79,8 @@ class SqlLedger:
         self._writes = Unbroken()
         self._closing = asyncio.Event()
         self._queue = GroupCommit(self._run, database.lanes)
+        self._sweeps = Sweeps(database, self._queue)
+        self._deliveries = Deliveries(database)
         self.admin = LedgerAdmin(database, clock)
 
     @classmethod
@@ -134,19 +132,28 @@ class SqlLedger:
                 self._writes.start(self._release_orphan(future))
             raise
 
-    async def capture(self, hold_id: str, units: int, reply: str | None = None) -> Resolution:
+    async def capture(
+        self, hold_id: str, units: int, reply: str | None = None, *, undelivered: bool = False
+    ) -> Resolution:
         if type(units) is not int or units <= 0:
             raise ValueError("a capture charges at least one unit; release a job that made nothing")
-        return await self._writes.finish(self._resolve(hold_id, HoldState.CAPTURED, units, reply))
+        # Nobody watches over a gateway that has given no sign of life.
+        sender = self._id if undelivered and self._leases.alive else None
+        return await self._writes.finish(
+            self._end(Resolve(hold_id, HoldState.CAPTURED, units, reply, sender))
+        )
+
+    def delivered(self, hold_id: str) -> None:
+        if self._leases.alive:
+            self._deliveries.add(hold_id)
 
     async def release(self, hold_id: str) -> Resolution:
-        return await self._writes.finish(self._resolve(hold_id, HoldState.RELEASED, 0))
+        return await self._writes.finish(self._end(Resolve(hold_id, HoldState.RELEASED)))
 
     async def expire_holds(self) -> int:
-        overdue = self._expire(sql.OVERDUE, now=self._clock())
-        return await self._writes.finish(overdue)
+        return await self._writes.finish(self._sweeps.expire(now=self._clock()))
 
-    async def beat(self) -> int:
+    async def beat(self) -> Inheritance:
         return await self._writes.finish(self._beat())
 
     async def forget_replies(self, before: datetime) -> int:
@@ -187,37 +194,22 @@ class SqlLedger:
     async def close(self) -> None:
         """Let writes that were left running end, then close the connections."""
         self._closing.set()
+        await self._deliveries.close()
         await self._writes.drain()
         await self._queue.drain()
         await self._database.close()
 
-    async def _beat(self) -> int:
-        dead = await self._leases.beat()
-        return await self._expire(sql.ABANDONED, gateways=dead) if dead else 0
-
-    async def _expire(self, query: Select[Any], **values: object) -> int:
-        """A batch at a time, so that requests never wait for a long sweep."""
-        expired = 0
-        while True:
-            async with self._database.read() as connection:
-                found = await connection.execute(query, {**values, "most": SWEEP_BATCH})
-                ids = found.scalars().all()
-            futures = [self._queue.submit(Resolve(one, HoldState.EXPIRED)) for one in ids]
-            for future in futures:
-                expired += await future is not None
-            if len(ids) < SWEEP_BATCH:
-                return expired
+    async def _beat(self) -> Inheritance:
+        return await self._sweeps.inherit(await self._leases.beat())
 
     async def _pulse(self) -> Pulse:
         async with self._database.read() as connection:
             imbalance = (await connection.execute(sql.HELD_BEYOND_HOLDS)).scalar_one()
         return Pulse(await self.admin.open_work(), int(imbalance))
 
-    def _resolve(
-        self, hold_id: str, state: HoldState, units: int, reply: str | None = None
-    ) -> "asyncio.Future[Resolution]":
+    def _end(self, operation: Resolve) -> "asyncio.Future[Resolution]":
         """Runs whatever becomes of the caller; the queue waits for it at close."""
-        return self._queue.submit(Resolve(hold_id, state, units, reply))
+        return self._queue.submit(operation)
 
     async def _withdraw(self, hold_id: str) -> None:
         """Release a hold of which nobody knows whether it was made, and that nobody will use."""
@@ -225,7 +217,7 @@ class SqlLedger:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), wait_s)
             try:
-                await self._resolve(hold_id, HoldState.RELEASED, 0)
+                await self._end(Resolve(hold_id, HoldState.RELEASED))
             except LedgerUnavailable:
                 continue
             except UnknownHold:
@@ -237,7 +229,7 @@ class SqlLedger:
         """Give back the units of a hold that nobody is waiting for any more."""
         try:
             hold = await future
-            await self._resolve(hold.id, HoldState.RELEASED, 0)
+            await self._end(Resolve(hold.id, HoldState.RELEASED))
         except AppError as exc:
             logger.info("an abandoned hold was not made, or is left to expire: %s", exc.message)
 

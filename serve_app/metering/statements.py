@@ -5,7 +5,6 @@ Data flow: `tables` -> statements with named parameters -> `SqlLedger`. Must not
 
 from sqlalchemy import (
     BigInteger,
-    Text,
     and_,
     bindparam,
     case,
@@ -48,8 +47,6 @@ REQUEST_COLUMNS = (
 _available = (accounts.c.granted - accounts.c.captured - accounts.c.held).label("available")
 _now = bindparam("now", type_=UtcDateTime)
 _take = bindparam("take", type_=BigInteger)
-_charge = bindparam("charge", type_=BigInteger)
-_give_back = bindparam("give_back", type_=BigInteger)
 
 _live_key = and_(
     api_keys.c.id == bindparam("key_id"),
@@ -128,14 +125,16 @@ SPENT = select(
     func.coalesce(func.sum(usage_days.c.units), 0).label("month"),
 ).where(usage_days.c.account_id == bindparam("account_id"), usage_days.c.day >= bindparam("month"))
 
+_in_day = and_(
+    *(
+        usage_days.c[name] == bindparam(f"in_{name}")
+        for name in ("account_id", "day", "key_id", "model")
+    )
+)
+
 ADD_USAGE = (
     update(usage_days)
-    .where(
-        *(
-            usage_days.c[name] == bindparam(f"in_{name}")
-            for name in ("account_id", "day", "key_id", "model")
-        )
-    )
+    .where(_in_day)
     .values(
         {
             name: usage_days.c[name] + bindparam(f"in_{name}", type_=BigInteger)
@@ -145,6 +144,10 @@ ADD_USAGE = (
     .returning(usage_days.c.day)
 )
 INSERT_USAGE = insert(usage_days)
+END_USAGE = delete(usage_days).where(
+    _in_day, usage_days.c.units == bindparam("in_units", type_=BigInteger)
+)
+"""Of a day of which all was given back: a row of no units is none."""
 
 KEY_IS_LIVE = (
     select(api_keys.c.id)
@@ -167,48 +170,6 @@ TOUCH_KEY = (
         ),
     )
     .values(last_used_at=_now)
-)
-
-RESOLVE = (
-    update(holds)
-    .where(holds.c.id == bindparam("hold_id"), holds.c.state == "open", holds.c.units >= _charge)
-    .values(
-        state=bindparam("to"),
-        captured_units=_charge,
-        resolved_at=_now,
-        reply=bindparam("reply", type_=Text),
-    )
-    .returning(
-        holds.c.account_id, holds.c.units, holds.c.key_id, holds.c.model, holds.c.n.label("images")
-    )
-)
-"""No row: the hold was resolved before. Of any number of racers exactly one gets the row."""
-
-SETTLE = (
-    update(accounts)
-    .where(accounts.c.id == bindparam("account_id"))
-    .values(held=accounts.c.held - _give_back, captured=accounts.c.captured + _charge)
-    .returning(_available)
-)
-"""Follows RESOLVE in its SQL transaction, so a hold leaves `held` exactly once."""
-
-OUTCOME = (
-    select(holds.c.state, holds.c.captured_units, _available)
-    .join(accounts, accounts.c.id == holds.c.account_id)
-    .where(holds.c.id == bindparam("hold_id"))
-)
-
-OVERDUE = (
-    select(holds.c.id)
-    .where(holds.c.state == "open", holds.c.expires_at <= _now)
-    .order_by(holds.c.expires_at)
-    .limit(bindparam("most"))
-)
-
-ABANDONED = (
-    select(holds.c.id)
-    .where(OPEN, holds.c.gateway_id.in_(bindparam("gateways", expanding=True)))
-    .limit(bindparam("most"))
 )
 
 FIND_HOLD = select(

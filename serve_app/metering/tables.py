@@ -67,6 +67,7 @@ UNRELEASED = text("state IN ('open', 'captured')")
 """Holds that own their idempotency key. Expiry is a release by the clock: it frees the key too."""
 OPEN = text("state = 'open'")
 KEPT = text("reply IS NOT NULL")
+UNDELIVERED = text("undelivered_by IS NOT NULL")
 KEYED = text("idempotency_key IS NOT NULL")
 
 accounts = Table(
@@ -133,11 +134,15 @@ holds = Table(
     Column("request_sha256", String(64)),
     Column("reply", Text),
     Column("gateway_id", String(ID_CHARS)),
+    Column("undelivered_by", String(ID_CHARS)),
     CheckConstraint("units > 0", name="units"),
     CheckConstraint("captured_units >= 0 AND captured_units <= units", name="captured_units"),
-    CheckConstraint("state IN ('open', 'captured', 'released', 'expired')", name="state"),
+    CheckConstraint(
+        "state IN ('open', 'captured', 'released', 'expired', 'refunded')", name="state"
+    ),
     CheckConstraint("(state = 'captured') = (captured_units > 0)", name="charged"),
     CheckConstraint("(state = 'open') = (resolved_at IS NULL)", name="resolved"),
+    CheckConstraint("undelivered_by IS NULL OR state = 'captured'", name="undelivered_by"),
     Index(
         "uq_holds_idempotency_key",
         "account_id",
@@ -149,11 +154,19 @@ holds = Table(
     Index("ix_holds_open", "expires_at", sqlite_where=OPEN, postgresql_where=OPEN),
     Index("ix_holds_open_key_id", "key_id", sqlite_where=OPEN, postgresql_where=OPEN),
     Index("ix_holds_kept", "resolved_at", sqlite_where=KEPT, postgresql_where=KEPT),
+    Index(
+        "ix_holds_undelivered",
+        "undelivered_by",
+        sqlite_where=UNDELIVERED,
+        postgresql_where=UNDELIVERED,
+    ),
     Index("ix_holds_account_id", "account_id"),
 )
 """`request_sha256` and `reply` stand beside an idempotency key only: what was asked and, once it is
 captured, what was answered. Both are forgotten with the key, a day later. `gateway_id`: which one
 made the hold, so that others may end it when that one is dead, as `leases.py` tells.
+`undelivered_by`: which one has captured it and has yet to send the only reply, as `deliveries.py`
+tells. `resolved_at` of a refunded hold is the time of its capture.
 """
 
 entries = Table(
@@ -169,11 +182,12 @@ entries = Table(
     Column("idempotency_key", String(IDEMPOTENCY_KEY_CHARS_MAX)),
     CheckConstraint(
         "(kind = 'grant' AND units > 0 AND hold_id IS NULL)"
-        " OR (kind = 'capture' AND units < 0 AND hold_id IS NOT NULL)",
+        " OR (kind = 'capture' AND units < 0 AND hold_id IS NOT NULL)"
+        " OR (kind = 'refund' AND units > 0 AND hold_id IS NOT NULL)",
         name="kind",
     ),
     Index("ix_entries_account_id", "account_id"),
-    Index("uq_entries_hold_id", "hold_id", unique=True),
+    Index("uq_entries_hold_id_kind", "hold_id", "kind", unique=True),
     Index(
         "uq_entries_idempotency_key",
         "idempotency_key",

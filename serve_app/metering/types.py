@@ -1,7 +1,8 @@
 """What the ledger takes and gives: plain frozen values. Must not import sqlalchemy.
 
 A **hold** reserves compute units (CU) before any work; it ends exactly once: **capture** (all or
-part of it is charged), **release** (nothing is) or expiry. Units are integers.
+part of it is charged), **release** (nothing is) or expiry. A capture whose gateway died before it
+had sent the reply is **refunded**, once. Units are integers.
 """
 
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class HoldState(StrEnum):
     CAPTURED = "captured"
     RELEASED = "released"
     EXPIRED = "expired"
+    REFUNDED = "refunded"
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,17 @@ class HoldRecord:
     """What was kept of the answer when it was captured."""
 
 
+@dataclass(frozen=True)
+class Inheritance:
+    """What was taken from gateways that died."""
+
+    expired: int = 0
+    """Open holds."""
+    refunded: int = 0
+    """Captures."""
+    refunded_units: int = 0
+
+
 class UnknownHold(LookupError):
     """A hold id that this ledger never gave out: a bug of the caller, or a restored backup."""
 
@@ -169,15 +182,27 @@ class Ledger(Protocol):
         """
         ...
 
-    async def capture(self, hold_id: str, units: int, reply: str | None = None) -> Resolution:
+    async def capture(
+        self, hold_id: str, units: int, reply: str | None = None, *, undelivered: bool = False
+    ) -> Resolution:
         """Charge `units` (0 < units <= held) and give back the rest; idempotent.
 
         `reply` is kept with the charge, in one SQL transaction, for replays of its idempotency key.
+
+        `undelivered`: the client has nothing yet and cannot fetch it either, so the charge is given
+        back if this process dies before it has called `delivered`.
 
         A hold that has expired or was released meanwhile is not charged: the answer's state says
         so, and the caller must then treat the job as failed and hand out no images.
 
         Of a `LedgerUnavailable` that is `in_doubt` nobody knows whether it charged: ask again.
+        """
+        ...
+
+    def delivered(self, hold_id: str) -> None:
+        """What an `undelivered` capture was for is out, or cannot be sent: the charge stays.
+
+        Returns at once; it is written soon, together with others. Never raises.
         """
         ...
 
@@ -189,10 +214,11 @@ class Ledger(Protocol):
         """Release every open hold past its expiry; returns how many. Safe with many callers."""
         ...
 
-    async def beat(self) -> int:
-        """Give a sign of life, and release the holds of gateways that gave none for a lease.
+    async def beat(self) -> Inheritance:
+        """Give a sign of life. Of gateways that gave none for a lease, release the holds and refund
+        the captures whose replies they had yet to send.
 
-        Returns how many. To be called some times in a lease, by whoever makes holds; the holds of
+        To be called some times in a lease, by whoever makes holds; the holds of
         one that never calls it wait for their expiry.
         """
         ...

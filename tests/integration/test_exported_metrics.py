@@ -44,6 +44,8 @@ NOT_HERE = {
     "idempotent_replays_total": "no request of these tests is sent again",
     "replica_deaths_total": "the tests that kill replicas come later",
     "holds_expired_total": "no gateway of these tests dies with a hold",
+    "holds_refunded_total": "no gateway of these tests dies with a reply",
+    "compute_units_refunded_total": "no gateway of these tests dies with a reply",
     "ledger_outages_total": "the ledger stays up",
     "store_failures_total": "the store stays up",
     "images_swept_total": "no image lives long enough to expire",

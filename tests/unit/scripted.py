@@ -152,10 +152,10 @@ class ShakyLedger:
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.ledger, name)
 
-        async def call(*args: Any) -> Any:
+        async def call(*args: Any, **options: Any) -> Any:
             if _take(self.lose_requests, name):
                 raise LedgerUnavailable("The ledger is unavailable right now.")
-            answer = await method(*args)
+            answer = await method(*args, **options)
             if _take(self.lose_answers, name):
                 lost = LedgerUnavailable("The ledger is unavailable right now.")
                 lost.in_doubt = True
@@ -164,9 +164,15 @@ class ShakyLedger:
 
         return call
 
-    async def capture(self, hold_id: str, units: int, reply: str | None = None) -> Resolution:
+    def delivered(self, hold_id: str) -> None:
+        self.ledger.delivered(hold_id)
+
+    async def capture(
+        self, hold_id: str, units: int, reply: str | None = None, *, undelivered: bool = False
+    ) -> Resolution:
         kept = () if reply is None else (reply,)
-        resolution: Resolution = await self.__getattr__("capture")(hold_id, units, *kept)
+        options = {"undelivered": True} if undelivered else {}
+        resolution: Resolution = await self.__getattr__("capture")(hold_id, units, *kept, **options)
         return resolution
 
 

@@ -14,7 +14,11 @@ from serve_app import metrics
 from serve_app.errors import GenerationFailed
 from serve_app.ingress.app import create_app
 from serve_app.measured import MeasuredGenerator
+from serve_app.metering import deliveries
+from serve_app.metering.database import Database
+from serve_app.metering.leases import Watch
 from serve_app.metering.measured import MeasuredLedger
+from serve_app.metering.sql import SqlLedger
 from serve_app.service import ImageService
 from serve_app.storage.store import ImageStore
 
@@ -129,6 +133,21 @@ async def test_a_capture_whose_answer_was_lost_counts_once(measured: Measured) -
     assert reply.status_code == 200
     assert measured.counts(metrics.UNITS_CAPTURED) == {("flux-mini",): UNITS_1024}
     assert measured.counts(metrics.LEDGER_OUTAGES) == {("capture",): 2}
+
+
+async def test_charges_that_are_given_back_for_a_dead_gateway_are_counted(
+    measured: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliveries, "GATHER_S", 3600)  # it dies before it has confirmed
+    world, nobody_waits = measured.world, Watch(lease_s=0)
+    await world.ledger.beat()
+    assert (await measured.http.post(GENERATIONS, json=BODY)).status_code == 200
+    other = SqlLedger(Database(world.config.ledger), watch=nobody_waits)
+    await MeasuredLedger(other, measured.recorded).beat()
+    await other.close()
+    assert measured.counts(metrics.HOLDS_REFUNDED) == {(): 1}
+    assert measured.counts(metrics.UNITS_REFUNDED) == {(): UNITS_1024}
+    assert await world.charged() == 0
 
 
 async def test_a_replay_is_counted_and_charges_nothing(measured: Measured) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from backends import Backend, PostgresDatabase, Sqlite, copy_of, copy_of_template, make_template
-from ledger_bench import Bench, Customer, make_customer
+from ledger_bench import Bench, Customer, Fleet, make_customer
 
 from serve_app.config import LedgerConfig
 from serve_app.metering import migrate
@@ -93,6 +93,11 @@ async def make_bench() -> AsyncIterator[Callable[..., Bench]]:
 @pytest.fixture
 def bench(backend: Backend, make_bench: Callable[..., Bench]) -> Bench:
     return make_bench(backend.url)
+
+
+@pytest.fixture
+def fleet(bench: Bench) -> Fleet:
+    return Fleet(bench)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 from serve_app.config import LedgerConfig
 from serve_app.metering.database import Database
+from serve_app.metering.leases import BEATS, Watch
 from serve_app.metering.sql import SqlLedger
 from serve_app.metering.types import HoldRequest, Principal
 
@@ -42,6 +43,49 @@ class Bench:
     async def close(self) -> None:
         for ledger in self.ledgers:
             await ledger.close()
+
+
+LEASE_S = 60.0
+TURN_S = LEASE_S / BEATS
+
+
+@dataclass
+class Steady:
+    """A machine's own steady clock."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Fleet:
+    """Gateways on one database that beat in turns, but for those that are down."""
+
+    bench: Bench
+    steady: Steady = field(default_factory=Steady)
+    down: set[SqlLedger] = field(default_factory=set)
+    refunded: int = 0
+    """Units that were given back so far."""
+
+    def gateway(self, make: type[Database] = Database) -> SqlLedger:
+        watch = Watch(LEASE_S, self.steady)
+        made = SqlLedger(make(self.bench.config), self.bench.clock, watch)
+        self.bench.ledgers.append(made)
+        return made
+
+    async def live(self, seconds: float) -> int:
+        """So much time passes; returns how many holds were taken from gateways."""
+        released = 0
+        for _ in range(round(seconds / TURN_S)):
+            self.steady.now += TURN_S
+            for gateway in self.bench.ledgers:
+                if gateway not in self.down:
+                    taken = await gateway.beat()
+                    released += taken.expired
+                    self.refunded += taken.refunded_units
+        return released
 
 
 @dataclass(frozen=True)

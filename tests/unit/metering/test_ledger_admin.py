@@ -8,7 +8,7 @@ from ledger_bench import START, TTL_S, make_customer
 
 from serve_app.config import DevelopmentConfig
 from serve_app.errors import AccountNotFound, ConfigError, InvalidKey, InvalidValue, KeyNotFound
-from serve_app.metering.types import UNITS_MAX
+from serve_app.metering.types import UNITS_MAX, Inheritance
 
 DEVELOPMENT = DevelopmentConfig(key="sk-local-development", granted_units=1000)
 
@@ -204,21 +204,33 @@ CORRUPTIONS = [
     ("DELETE FROM entries WHERE kind = 'grant'", "sum(entries) = granted - captured"),
     ("UPDATE accounts SET held = held - 1", "held = sum(open holds)"),
     ("UPDATE holds SET units = 9 WHERE state = 'open'", "held = sum(open holds)"),
-    ("DELETE FROM entries WHERE kind = 'capture'", "a captured hold has one entry of its units"),
+    ("DELETE FROM entries WHERE kind = 'capture'", "a charged or refunded hold has its entries"),
     (
         "UPDATE holds SET captured_units = 19 WHERE state = 'captured'",
-        "a captured hold has one entry of its units",
+        "a charged or refunded hold has its entries",
     ),
     (
         "UPDATE entries SET hold_id = (SELECT id FROM holds WHERE state = 'released')"
-        " WHERE kind = 'capture'",
-        "a capture entry has a captured hold",
+        " WHERE units = -20",
+        "a capture or refund entry has its hold",
     ),
     ("UPDATE accounts SET held = 1000", "nothing is negative"),
     ("UPDATE accounts SET held = -10", "nothing is negative"),
     ("UPDATE holds SET resolved_at = NULL WHERE state = 'released'", "a hold's columns agree"),
     ("UPDATE holds SET captured_units = 5 WHERE state = 'released'", "a hold's columns agree"),
+    ("UPDATE holds SET undelivered_by = 'gw' WHERE state = 'open'", "a hold's columns agree"),
     ("DELETE FROM api_keys", "a hold's columns agree"),
+    ("DELETE FROM entries WHERE kind = 'refund'", "a charged or refunded hold has its entries"),
+    ("UPDATE entries SET units = 39 WHERE kind = 'refund'", "sum(entries) = granted - captured"),
+    (
+        "UPDATE holds SET state = 'released' WHERE state = 'refunded'",
+        "a capture or refund entry has its hold",
+    ),
+    (
+        "UPDATE entries SET hold_id = (SELECT id FROM holds WHERE state = 'captured')"
+        " WHERE kind = 'refund'",
+        "a capture or refund entry has its hold",
+    ),
 ]
 
 
@@ -227,6 +239,10 @@ async def test_an_audit_finds_damage(backend, ledger, alice, damage, invariant):
     await ledger.hold(alice.job(10))
     await ledger.capture((await ledger.hold(alice.job(20))).id, 20)
     await ledger.release((await ledger.hold(alice.job(30))).id)
+    await ledger.beat()
+    lost = await ledger.hold(alice.job(40))
+    await ledger.capture(lost.id, 40, undelivered=True)
+    assert await ledger._sweeps.inherit([ledger._id]) == Inheritance(0, 1, 40)
     assert (await ledger.admin.audit()).balanced
     backend.damage(damage)
     report = await ledger.admin.audit()

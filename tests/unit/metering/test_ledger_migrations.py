@@ -4,6 +4,7 @@ import threading
 
 import pytest
 from ledger_bench import Bench, make_customer
+from sqlalchemy import select
 from test_ledger_races import run_together, start_python
 
 from serve_app.config import LedgerConfig
@@ -11,7 +12,7 @@ from serve_app.errors import LedgerUnavailable
 from serve_app.metering import migrate
 from serve_app.metering.database import Database
 from serve_app.metering.sql import SqlLedger
-from serve_app.metering.tables import metadata
+from serve_app.metering.tables import holds, metadata
 
 TABLES = {"accounts", "api_keys", "holds", "entries", "usage_days", "acts", "gateways"}
 
@@ -57,6 +58,61 @@ def test_a_downgrade_takes_everything_away_and_an_upgrade_brings_it_back(backend
     migrate.upgrade(backend.url)
     assert backend.schema() == before
     asyncio.run(use())
+
+
+def test_books_with_every_kind_of_hold_survive_the_way_down_to_before_refunds_and_up_again(backend):
+    """The old tables know no refund: what was given back is, there, as if never charged."""
+
+    async def use():
+        bench = Bench(LedgerConfig(url=backend.url))
+        ledger = bench.ledger()
+        alice = await make_customer(ledger)
+        await ledger.release((await ledger.hold(alice.job(1))).id)
+        await ledger.hold(alice.job(2, ttl_s=1))
+        bench.clock.advance(2)
+        await ledger.expire_holds()
+        await ledger.hold(alice.job(3))
+        keyed = await ledger.hold(alice.job(4, idempotency_key="order-17"))
+        await ledger.capture(keyed.id, 4, '{"images": []}')
+        await ledger.beat()
+        lost = await ledger.hold(alice.job(5))
+        await ledger.capture(lost.id, 5, undelivered=True)
+        await ledger._sweeps.inherit([ledger._id])
+        unsent = await ledger.hold(alice.job(6))
+        await ledger.capture(unsent.id, 6, undelivered=True)
+        await bench.close()
+
+    async def look():
+        bench = Bench(LedgerConfig(url=backend.url))
+        ledger = bench.ledger()
+        report = await ledger.admin.audit()
+        assert report.balanced, report.findings
+        (account,) = await ledger.admin.list_accounts()
+        entries = await ledger.admin.list_entries()
+        keyed = await ledger.find_hold(account.balance.id, "order-17")
+        async with ledger._database.read() as connection:
+            found = await connection.execute(select(holds.c.state, holds.c.units))
+            states = sorted(tuple(row) for row in found)
+        await bench.close()
+        assert keyed is not None
+        assert keyed.reply == '{"images": []}'
+        return account, states, [(one.kind, one.units) for one in entries]
+
+    asyncio.run(use())
+    before = backend.schema()
+    account, states, entries = asyncio.run(look())
+    rest = [("captured", 4), ("captured", 6), ("expired", 2), ("open", 3)]
+    assert states == [*rest, ("refunded", 5), ("released", 1)]
+    assert entries.count(("refund", 5)) == entries.count(("capture", -5)) == 1
+    migrate.downgrade(backend.url, "0004")
+    assert "undelivered_by" not in " ".join(backend.schema())
+    with pytest.raises((sqlite3.IntegrityError, RuntimeError), match="ck_holds_state"):
+        backend.execute("UPDATE holds SET state = 'refunded' WHERE state = 'released'")
+    migrate.upgrade(backend.url)
+    assert backend.schema() == before
+    again = asyncio.run(look())
+    kept = [one for one in entries if one not in {("refund", 5), ("capture", -5)}]
+    assert again == (account, [*rest, ("released", 1), ("released", 5)], kept)
 
 
 def test_a_failed_upgrade_leaves_nothing_behind(empty):
@@ -143,6 +199,11 @@ ACCOUNT = "accounts (id, name, granted, captured, held, created_at) VALUES"
         (
             "entries (account_id, kind, units, created_at, memo)"
             " VALUES ('a', 'grant', -1, '2026-01-01', '')",
+            "ck_entries_kind",
+        ),
+        (
+            "entries (account_id, kind, units, created_at, memo)"
+            " VALUES ('a', 'refund', 1, '2026-01-01', '')",
             "ck_entries_kind",
         ),
     ],
