@@ -31,3 +31,5 @@ class Delivery:
     """Where the API key stands; None where it has no request limit."""
     replayed: bool = False
     """Whether this was charged and delivered before, under an idempotency key."""
+    unconfirmed: str | None = None
+    """The hold whose charge is given back should this process die before `ImageService.sent`."""

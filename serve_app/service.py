@@ -3,10 +3,11 @@
 Data flow: `ImageRequest` -> `plan` (limits, price) -> `ledger.hold` -> `Generator.generate` ->
 metadata -> `store.put` -> `ledger.capture` -> `Delivery`. Whatever fails, times out or is cancelled
 after the hold releases it, shielded from the cancellation that caused it; a crash leaves it to
-expire. A store that fails is no failure where the reply holds the picture itself. So a client is
-charged for exactly the pictures it was sent. `ImageService.stream` is the same image by
-image, as `streaming.py` tells. Under an idempotency key a request that was charged before is
-replayed instead (`idempotency.py`, `replay.py`).
+the other gateways, which release the hold, or refund the charge unless `sent` was called. A store
+that fails is no failure where the reply holds the picture itself. So a client is charged for
+exactly the pictures it was sent. `ImageService.stream` is the same image by image, as
+`streaming.py` tells. Under an idempotency key a request that was charged before is replayed instead
+(`idempotency.py`, `replay.py`).
 """
 
 import asyncio
@@ -148,7 +149,13 @@ class ImageService:
             available_units=resolution.available_units,
             created_s=created_s,
             rate=hold.rate,
+            unconfirmed=None if plan.replayable else hold.id,
         )
+
+    def sent(self, delivery: Delivery) -> None:
+        """To be called once a delivery is with the client's server, or its client has left."""
+        if delivery.unconfirmed is not None:
+            self.ledger.delivered(delivery.unconfirmed)
 
     async def stream(
         self, principal: Principal, request: ImageRequest, request_id: str, key: str | None = None

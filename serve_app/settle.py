@@ -73,12 +73,15 @@ class Settler:
     async def capture(self, hold: Hold, units: int, reply: str | None) -> Resolution:
         """Charge, and keep `reply`; or raise: what cannot be charged must not be handed out.
 
+        A charge without a `reply` to keep is given back unless `Ledger.delivered` confirms it.
+
         A charge in doubt has perhaps been made, and nobody may pay for pictures that are thrown
         away: these are handed out, while this goes on in the background until it is made.
         """
         try:
             resolution = await self._resolve(
-                lambda: self._ledger.capture(hold.id, units, reply), hold
+                lambda: self._ledger.capture(hold.id, units, reply, undelivered=reply is None),
+                hold,
             )
         except LedgerUnavailable as exc:
             if not exc.in_doubt:
@@ -86,7 +89,7 @@ class Settler:
             self.in_background(self._charge_delivered(hold, units, reply))
             return Resolution(hold.id, HoldState.CAPTURED, units, hold.available_units)
         if resolution.state is not HoldState.CAPTURED:
-            # The hold expired under us (a stall longer than its life): the units may be spent.
+            # It expired or was refunded under us, in a stall as long: the units may be spent.
             raise DeadlineExceeded("The image was not ready in time.")
         return resolution
 
@@ -97,7 +100,9 @@ class Settler:
         if capture is not None:
             await asyncio.wait([capture])
             if capture.exception() is None:
-                return  # its client has left, and may have the pictures under its key
+                # Its client has left, and may have the pictures under its key.
+                self._ledger.delivered(hold.id)
+                return
         await self._release(hold)
         self.in_background(self._drop(puts))  # the reply need not wait for the store
 
@@ -134,7 +139,8 @@ class Settler:
                 await asyncio.sleep(LATE_RETRY_S)
                 continue
             if resolution.state is not HoldState.CAPTURED:
-                logger.error("hold %s expired: %d units were delivered free", hold.id, units)
+                state = resolution.state.value
+                logger.error("hold %s is %s: %d units were delivered free", hold.id, state, units)
             return
 
     async def _drop(self, puts: list[Put]) -> None:

@@ -4,10 +4,10 @@ Serve cancels the handler itself in most cases; a plain ASGI server only sends a
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from starlette.types import Receive
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 T = TypeVar("T")
 
@@ -18,8 +18,27 @@ async def disconnected(receive: Receive) -> None:
         pass
 
 
-async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Run `work`, but cancel it as soon as the client goes away."""
+class Finally:
+    """A response, and what is done once it was sent, or could not be: whatever ends it."""
+
+    def __init__(self, response: ASGIApp, then: Callable[[], None]) -> None:
+        self._response = response
+        self._then = then
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._response(scope, receive, send)
+        finally:
+            self._then()
+
+
+async def until_disconnect(
+    receive: Receive, work: Coroutine[Any, Any, T], unread: Callable[[T], None]
+) -> T:
+    """Run `work`, but cancel it as soon as the client goes away.
+
+    `unread` is given what it returned where nobody is left to take it.
+    """
     task = asyncio.create_task(work)
     gone = asyncio.create_task(disconnected(receive))
     try:
@@ -27,6 +46,10 @@ async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         if not task.done():
             task.cancel()
         return await task
+    except asyncio.CancelledError:
+        if task.done() and not task.cancelled() and task.exception() is None:
+            unread(task.result())
+        raise
     finally:
         # Also when this handler itself is cancelled: the work must see it and undo its hold.
         gone.cancel()

@@ -7,6 +7,7 @@ Data flow: Starlette request -> `authenticate` -> `read_json_object` -> `parse_r
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -18,7 +19,7 @@ from serve_app.errors import BadSignature, ImageNotFound, Unavailable
 from serve_app.idempotency import HEADER, key_from
 from serve_app.ingress.auth import RecentKeys, authenticate
 from serve_app.ingress.body import read_json_object
-from serve_app.ingress.disconnect import until_disconnect
+from serve_app.ingress.disconnect import Finally, until_disconnect
 from serve_app.ingress.headers import job_headers
 from serve_app.ingress.openapi import openapi_document
 from serve_app.ingress.sse import EventStream
@@ -68,7 +69,7 @@ class Api:
         development = self.service.config.development is not None
         return await authenticate(request, self._keys, development=development)
 
-    async def generate(self, request: Request) -> Response | EventStream:
+    async def generate(self, request: Request) -> Finally | EventStream:
         service = self.service
         principal = await self._principal(request)
         key = key_from(request.headers.getlist(HEADER))
@@ -78,7 +79,7 @@ class Api:
         if wanted.stream:
             return EventStream(service.stream(principal, wanted, request_id, key))
         work = service.generate(principal, wanted, request_id, key)
-        delivery = await until_disconnect(request.receive, work)
+        delivery = await until_disconnect(request.receive, work, service.sent)
         headers = job_headers(
             delivery.plan.model.config.id,
             delivery.units,
@@ -86,7 +87,8 @@ class Api:
             delivery.rate,
             replayed=delivery.replayed,
         )
-        return _json(_images_response(delivery), headers)
+        reply = _json(_images_response(delivery), headers)
+        return Finally(reply, partial(service.sent, delivery))
 
     async def quote(self, request: Request) -> Response:
         principal = await self._principal(request)

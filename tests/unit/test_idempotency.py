@@ -361,10 +361,10 @@ async def test_a_client_that_leaves_during_the_charge_has_its_pictures_under_the
 ) -> None:
     capture, capturing, may_finish = world.shaky.capture, asyncio.Event(), asyncio.Event()
 
-    async def slow_capture(*values: Any) -> Any:
+    async def slow_capture(*values: Any, **options: Any) -> Any:
         capturing.set()
         await may_finish.wait()
-        return await capture(*values)
+        return await capture(*values, **options)
 
     world.shaky.capture = slow_capture  # type: ignore[method-assign]
     first = asyncio.create_task(draw(world))

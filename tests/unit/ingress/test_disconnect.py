@@ -66,10 +66,10 @@ async def test_a_client_that_leaves_while_it_is_charged_is_charged_once_and_keep
     """The capture may be through already, so it is not undone; books and pictures agree."""
     capture, capturing, may_finish = world.ledger.capture, asyncio.Event(), asyncio.Event()
 
-    async def slow_capture(*values: Any) -> Any:
+    async def slow_capture(*values: Any, **options: Any) -> Any:
         capturing.set()
         await may_finish.wait()
-        return await capture(*values)
+        return await capture(*values, **options)
 
     world.ledger.capture = slow_capture  # type: ignore[method-assign]
     connection = Connection(world)
