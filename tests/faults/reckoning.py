@@ -3,11 +3,12 @@
 Data flow: what clients saw (`Attempt`), how each hold ended (`HoldRow`) and what was broken when
 (`Fault`) -> `reckon` -> a count of each outcome, and a list of wrongs that must be empty. Pure.
 
-A picture may be paid for and not delivered in one way only: the process that was about to send it
+A picture may be paid for and not delivered in one way only: the proxy that was about to send it
 died after the charge. Such replies are counted (`charged, reply lost`); a client with an
-idempotency key gets them by asking again, so for those the count must be zero in the end. It may be
-delivered and not paid for in one way only: the gateway that was about to charge it died. And every
-error must have a fault of a kind that leads to it, lately, and not before the last `calm`.
+idempotency key gets them by asking again, so for those the count must be zero in the end. What a
+gateway charged and died with must be refunded. A picture may be delivered and not paid for in one
+way only: the gateway that was about to charge it, or to confirm that it was delivered, died. And
+every error must have a fault of a kind that leads to it, lately, and not before the last `calm`.
 """
 
 from collections import Counter
@@ -16,12 +17,17 @@ from dataclasses import dataclass, field
 
 from tests.faults.clients import Attempt
 
-SENDERS = ("kill gateway", "kill proxy", "kill node")
+GATEWAYS = ("kill gateway", "kill node")
+"""The proxy is on the node that is never killed."""
+SENDERS = (*GATEWAYS, "kill proxy")
 """These lose replies that were on their way. A stall does not: it only makes them late."""
 FAILURES = {500, 503, 504}
 """What a client may be told while things break. All are free, and worth another try."""
 MARGIN_S = 1.0
 """A kill takes a moment to be seen by those who wait for the dead."""
+CONFIRM_S = 3.0
+"""Half a second until a delivery is confirmed, a stall of the gateway in between, a busy machine.
+After an outage of the database as long again: the write that met it has to fail first."""
 AFTERMATH_S = 30.0
 """What was killed is away until a busy machine has started another."""
 KILLS = ("kill gateway", "kill model", "kill node", "kill controller")
@@ -55,6 +61,12 @@ class HoldRow:
     units: int
     captured_units: int
     state: str
+    undelivered_by: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        """For good: it is not open, nor a charge that may yet be given back."""
+        return self.state != "open" and self.undelivered_by is None
 
 
 @dataclass
@@ -83,18 +95,23 @@ def reckon(
     keyed: dict[str, list[tuple[Attempt, HoldRow | None]]] = {}
     for attempt in attempts:
         hold = by_request.pop(attempt.request_id, None)
-        if hold is not None and hold.state == "open":
+        if hold is not None and not hold.ended:
             _wrong(found, attempt, hold, "its hold never ended")
         if problem := _reply_problem(attempt, faults) or _unexplained(attempt, faults, calms):
             _wrong(found, attempt, hold, problem)
         if attempt.key is not None:
             keyed.setdefault(attempt.key, []).append((attempt, hold))
+            if hold is not None and hold.state == "refunded":
+                _wrong(found, attempt, hold, "refunded, and yet to be fetched under its key")
             found.charged += hold.captured_units if hold else 0
             _note_key(found, attempt, hold)
             continue
         charged = hold.captured_units if hold else 0
         found.charged += charged
-        outcome = _outcome(attempt, charged, faults, charge_s)
+        if hold is not None and hold.state == "refunded":
+            outcome = _refunded(attempt, faults, charge_s)
+        else:
+            outcome = _outcome(attempt, charged, faults, charge_s)
         if outcome is None:
             _wrong(found, attempt, hold, "charge and delivery disagree")
         else:
@@ -158,7 +175,28 @@ def _outcome(
         return "given away" if _charger_died(attempt, faults, charge_s) else None
     if attempt.left:
         return "charged, client left"
-    return "charged, reply lost" if _during(attempt, faults, SENDERS) else None
+    return "charged, reply lost" if _during(attempt, faults, ("kill proxy",)) else None
+
+
+def _refunded(attempt: Attempt, faults: Sequence[Fault], charge_s: float) -> str | None:
+    """What became of a request whose charge was given back: whoever had made it has died.
+
+    It dies before it has sent the reply, or soon after, before it has told the database. Where
+    nobody waits for the reply any more, it may be charged as long as a job takes.
+    """
+    if attempt.streams:
+        return None
+    delivered = attempt.served or attempt.pictures
+    confirmed = attempt.ended + (CONFIRM_S if delivered else charge_s)
+    for fault in sorted(faults, key=lambda one: one.began):
+        if "database" in fault.kind and attempt.began <= fault.ended and fault.began <= confirmed:
+            confirmed = max(confirmed, fault.ended + 2 * CONFIRM_S)
+    died = (fault for fault in faults if fault.kind.startswith(GATEWAYS))
+    if not any(attempt.began <= fault.ended and fault.began <= confirmed for fault in died):
+        return None
+    if delivered:
+        return "given away"
+    return "client left, refunded" if attempt.left else "reply lost, refunded"
 
 
 def _charger_died(attempt: Attempt, faults: Sequence[Fault], charge_s: float) -> bool:
@@ -171,7 +209,7 @@ def _charger_died(attempt: Attempt, faults: Sequence[Fault], charge_s: float) ->
         return True
     if not _during(attempt, faults, ("database",)):
         return False
-    died = (fault for fault in faults if fault.kind.startswith(("kill gateway", "kill node")))
+    died = (fault for fault in faults if fault.kind.startswith(GATEWAYS))
     return any(attempt.began <= fault.ended <= attempt.ended + charge_s for fault in died)
 
 

@@ -222,7 +222,7 @@ class System:
     def holds(self, prefix: str = "") -> list[HoldRow]:
         """Holds whose request ids start so."""
         query = text(
-            "SELECT id, request_id, units, captured_units, state FROM holds "
+            "SELECT id, request_id, units, captured_units, state, undelivered_by FROM holds "
             "WHERE request_id LIKE :pattern"
         )
 
@@ -281,9 +281,9 @@ class System:
         eventually(lambda: not self.audit().overdue, "expired holds are swept", 30)
 
     def settled(self) -> bool:
-        """Every hold has ended."""
+        """Every hold has ended, and what dead gateways have not sent is refunded."""
         try:
-            return all(hold.state != "open" for hold in self.holds())
+            return all(hold.ended for hold in self.holds())
         except LedgerUnavailable:
             return False
 

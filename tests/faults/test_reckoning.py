@@ -48,7 +48,6 @@ def hold(units: int, name: str = "r", state: str = "") -> HoldRow:
         (failed(504, "timeout"), 0, [AWAY], "failed, free: timeout"),
         (attempt(left=True), 0, [], "client left, free"),
         (attempt(left=True), 2 * PRICE, [], "charged, client left"),
-        (failed(), 2 * PRICE, [KILL], "charged, reply lost"),
         (attempt(broken="reset"), 2 * PRICE, [PROXY], "charged, reply lost"),
         (attempt(broken="refused"), 0, [PROXY], "failed, free: connection lost"),
         (served(stream=True), 2 * PRICE, [], "delivered and charged"),
@@ -90,6 +89,8 @@ def test_an_honest_end_is_counted(
         (served(stream=True), 0, [LATER]),
         (served(), PRICE, []),
         (failed(), 2 * PRICE, []),  # charged for nothing, and nothing had been killed
+        (failed(), 2 * PRICE, [KILL]),  # what a dead gateway has not sent is refunded
+        (failed(), 2 * PRICE, [Fault("kill node", 10.5, 12.0)]),
         (failed(), 2 * PRICE, [Fault("kill model", 10.5, 10.5)]),
         (failed(), 2 * PRICE, [Fault("kill gateway", 2.0, 2.0)]),  # not at that time
         (failed(400), 0, [KILL]),
@@ -112,8 +113,65 @@ def test_a_wrong_end_is_found(seen: Attempt, units: int, faults: list[Fault]) ->
     assert reckon([seen], [hold(units)], faults, charge_s=CHARGE_S).wrongs
 
 
+NODE = Fault("kill node", 10.5, 12.0)
+SOON = Fault("kill gateway", 11.6, 11.6)
+"""After the reply, before it was confirmed."""
+
+
+@pytest.mark.parametrize(
+    ("seen", "faults", "outcome"),
+    [
+        (failed(), [KILL], "reply lost, refunded"),
+        (failed(), [NODE], "reply lost, refunded"),
+        (attempt(broken="reset"), [PROXY, LATER], "reply lost, refunded"),
+        (attempt(left=True), [KILL], "client left, refunded"),
+        (attempt(left=True), [LATER], "client left, refunded"),
+        (served(), [KILL], "given away"),
+        (served(), [SOON], "given away"),
+        (served(), [OUTAGE, Fault("kill gateway", 17.0, 17.0)], "given away"),
+        (
+            served(),
+            [Fault("database locked", 13.0, 15.0), Fault("kill node", 20.0, 22.0)],
+            "given away",
+        ),
+    ],
+)
+def test_a_refund_is_explained_by_a_gateway_that_died_with_the_reply(
+    seen: Attempt, faults: list[Fault], outcome: str
+) -> None:
+    found = reckon([seen], [hold(0, state="refunded")], faults, charge_s=CHARGE_S)
+    assert found.wrongs == []
+    assert found.counts == {outcome: 1}
+
+
+@pytest.mark.parametrize(
+    ("seen", "faults"),
+    [
+        (served(), []),
+        (served(), [PROXY]),  # its gateway lived, and kept the charge
+        (served(), [OUTAGE]),
+        (served(), [Fault("stall gateway", 10.0, 12.0)]),
+        (served(), [Fault("kill gateway", 9.0, 9.0)]),  # before it began
+        (served(), [Fault("kill gateway", 14.5, 14.5)]),  # it had time to confirm
+        (served(), [Fault("database locked", 14.5, 15.0), Fault("kill gateway", 15.5, 15.5)]),
+        (served(), [OUTAGE, Fault("kill gateway", 19.5, 19.5)]),
+        (served(stream=True), [KILL]),  # charged after it was sent
+        (served(key="k"), [KILL]),  # fetchable
+        (attempt(left=True), []),
+        (attempt(left=True), [Fault("kill gateway", 17.0, 17.0)]),
+    ],
+)
+def test_a_refund_that_nothing_explains_is_found(seen: Attempt, faults: list[Fault]) -> None:
+    assert reckon([seen], [hold(0, state="refunded")], faults, charge_s=CHARGE_S).wrongs
+
+
 def test_a_hold_that_never_ends_is_found() -> None:
     assert reckon([failed()], [hold(0, state="open")], [KILL]).wrongs
+
+
+def test_a_charge_that_may_yet_be_given_back_is_found() -> None:
+    waiting = replace(hold(2 * PRICE), undelivered_by="gw_1")
+    assert reckon([served()], [waiting], [KILL]).wrongs
 
 
 def test_what_was_over_before_a_calm_explains_nothing_after_it() -> None:
