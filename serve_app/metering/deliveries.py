@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Sequence
+from contextvars import Context
 
 from sqlalchemy import Connection
 
@@ -46,7 +47,8 @@ class Deliveries:
         """Confirm, soon. Cheap: this is called once a request."""
         self._new.append(hold_id)
         if self._task is None:
-            self._task = asyncio.create_task(self._run())
+            # In a context of its own: its log lines are about many requests.
+            self._task = asyncio.create_task(self._run(), context=Context())
 
     async def close(self) -> None:
         """Write what waits, now; what the ledger does not take then is left to be refunded."""
@@ -69,7 +71,7 @@ class Deliveries:
         for start in range(0, len(hold_ids), ROWS_MAX):
             while not await self._write(hold_ids[start : start + ROWS_MAX]):
                 if self._closing.is_set():
-                    break
+                    return
                 del self._new[:-WAITING_MAX]
                 await self._pause(RETRY_S)
 

@@ -9,16 +9,18 @@ import pytest
 from backends import Backend
 from ledger_bench import LEASE_S, TURN_S, Bench, Customer, Fleet, make_customer
 from sqlalchemy import func, select
+from test_ledger_races import start_python
 from test_sweeps import Stop, StoppableDatabase
 
 from serve_app.errors import BudgetExceeded
 from serve_app.metering import deliveries
 from serve_app.metering.database import Database
 from serve_app.metering.deliveries import Deliveries
+from serve_app.metering.leases import Watch
 from serve_app.metering.listings import UsageQuery
 from serve_app.metering.sql import SqlLedger
 from serve_app.metering.tables import UNDELIVERED, holds
-from serve_app.metering.types import Hold, HoldState
+from serve_app.metering.types import Hold, HoldState, Inheritance
 
 FIRST = date(2026, 1, 1)
 TIMEOUT_S = 60
@@ -350,3 +352,49 @@ async def test_of_confirmations_and_refunds_at_once_each_hold_has_one_end(bench,
     paid = await captured(alive, alice)
     assert paid == 120 - sum(one.refunded_units for one in taken)
     assert await unconfirmed(bench) == 0
+
+
+KILLED = """
+import asyncio, sys
+from serve_app.config import LedgerConfig
+from serve_app.metering import deliveries
+from serve_app.metering.sql import SqlLedger
+from serve_app.metering.types import HoldRequest
+
+deliveries.GATHER_S = 0.01
+
+async def main(url, secret):
+    ledger = await SqlLedger.open(LedgerConfig(url=url))
+    principal = await ledger.authenticate(secret)
+    await ledger.beat()
+    holds = []
+    for units in (20, 30):
+        job = HoldRequest(principal.account_id, principal.key_id, "r", "m", 1, 2, 2, 4, units, 900)
+        holds.append(await ledger.hold(job))
+        await ledger.capture(holds[-1].id, units, undelivered=True)
+    ledger.delivered(holds[0].id)
+    while ledger._deliveries._task is not None:
+        await asyncio.sleep(0.01)
+    print("charged both, sent one", flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_a_process_that_is_killed_between_its_charge_and_its_reply_is_paid_for_what_it_sent(
+    bench,
+):
+    ledger = bench.ledger()
+    alice = await make_customer(ledger)
+    process = start_python(KILLED, bench.config.url, alice.secret)
+    try:
+        assert await asyncio.to_thread(process.stdout.readline) == "charged both, sent one\n"
+        assert await captured(ledger, alice) == 50
+    finally:
+        process.kill()
+        process.communicate()
+    watcher = SqlLedger(Database(bench.config), bench.clock, Watch(lease_s=0))
+    bench.ledgers.append(watcher)
+    assert await watcher.beat() == Inheritance(0, 1, 30)
+    assert await captured(ledger, alice) == 20
