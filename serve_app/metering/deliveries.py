@@ -61,8 +61,6 @@ class Deliveries:
             while self._new or self._ripe:
                 await self._pause(GATHER_S)
                 ripe, self._ripe, self._new = self._ripe, self._new, []
-                if self._closing.is_set():
-                    ripe, self._ripe = ripe + self._ripe, []
                 await self._confirm(ripe)
         finally:
             self._task = None
