@@ -7,6 +7,7 @@ that draws nothing: `Still` stands in for `FluxModel`, here only and never in th
 
 import base64
 import json
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from ray import serve
@@ -18,8 +19,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from serve_app.config import AppConfig
+from serve_app.deployments.beats import Beat
 from serve_app.deployments.gateway import ACTOR_OPTIONS, Gateway
-from serve_app.engine.job import Finished, GenerationJob, GenerationResult, Timings
+from serve_app.engine.job import Event, Finished, GenerationJob, Queued, Timings
 from serve_app.graph import GATEWAY_MAX_ONGOING, MODEL_MAX_ONGOING
 
 PIXEL = base64.b64decode(
@@ -78,12 +80,11 @@ def bare(options: dict[str, Any]) -> serve.Application:
 class Still:
     """Answers every job at once with one pixel an image."""
 
-    async def generate(self, job: GenerationJob) -> GenerationResult:
-        images = (
-            Finished(job.job_id, index, seed, PIXEL, Timings(0, 0, 0, 0, 0))
-            for index, seed in enumerate(job.seeds)
-        )
-        return GenerationResult(tuple(images))
+    async def stream(self, job: GenerationJob) -> AsyncGenerator[Event | Beat, None]:
+        yield Beat()
+        yield Queued(job.job_id, 0)
+        for index, seed in enumerate(job.seeds):
+            yield Finished(job.job_id, index, seed, PIXEL, Timings(0, 0, 0, 0, 0))
 
 
 def ours(args: dict[str, Any]) -> serve.Application:

@@ -22,6 +22,8 @@ WARM_UP_S = 0.3
 """Sent and not counted: connections open, caches and routes fill."""
 REPLIES_MIN = 2
 """Of each connection: a shot on a busy machine lasts longer rather than measure nothing."""
+RECONNECTS_MAX = 3
+"""Of a connection in one shot: a server that hangs up more often is broken."""
 GRACE_S = 30.0
 """How long a reply may stay away before the run fails."""
 
@@ -46,6 +48,10 @@ class Result:
     reply_bytes: int
     failed: int
     """Replies whose status is not 200."""
+
+
+Where = tuple[str, int]
+"""Host and port."""
 
 
 class Load:
@@ -78,14 +84,17 @@ class Load:
 class _Client(asyncio.Protocol):
     """One connection: sends, waits for the whole reply, notes the time, sends again."""
 
-    def __init__(self, request: bytes, until: float, counted_from: float) -> None:
+    def __init__(self, where: Where, request: bytes, until: float, counted_from: float) -> None:
+        self._where = where
         self._request = request
         self._until = until
         self._counted_from = counted_from
         self._buffer = bytearray()
         self._sent = 0.0
+        self._again: asyncio.Task[object] | None = None
         self.times: list[float] = []
         self.failed = 0
+        self.reconnected = 0
         self.reply_bytes = 0
         self.done = asyncio.get_running_loop().create_future()
 
@@ -117,9 +126,16 @@ class _Client(asyncio.Protocol):
             self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self.done.done():
-            early = time.perf_counter() < self._until or len(self.times) < REPLIES_MIN
-            self.done.set_result(f"{exc!r} after {bytes(self._buffer)!r}" if early else "")
+        if self.done.done():
+            return
+        early = time.perf_counter() < self._until or len(self.times) < REPLIES_MIN
+        if early and not self._buffer and self.reconnected < RECONNECTS_MAX:
+            self.reconnected += 1  # HAProxy takes new settings: whoever was idle is hung up on
+            self._again = asyncio.ensure_future(
+                asyncio.get_running_loop().create_connection(lambda: self, *self._where)
+            )
+            return
+        self.done.set_result(f"{exc!r} after {bytes(self._buffer)!r}" if early else "")
 
 
 def _content_length(head: bytes) -> int:
@@ -143,13 +159,14 @@ def _request(shot: Shot) -> bytes:
 async def _shoot(shot: Shot) -> Result:
     parts = urlsplit(shot.url)
     request = _request(shot)
+    where = parts.hostname or "", parts.port or 80
     counted_from = time.perf_counter() + WARM_UP_S
     until = counted_from + shot.seconds
     loop = asyncio.get_running_loop()
     clients = []
     for _ in range(shot.concurrency):
         _, client = await loop.create_connection(
-            lambda: _Client(request, until, counted_from), parts.hostname, parts.port
+            lambda: _Client(where, request, until, counted_from), *where
         )
         clients.append(client)
     async with asyncio.timeout(WARM_UP_S + shot.seconds + GRACE_S):

@@ -45,8 +45,16 @@ ONE_LOOP = {
 }
 """Serve's replica code, ours and the router's on one event loop: three loops in three threads wake
 each other for every message, and share one interpreter (ADR 0023)."""
-ACTOR_OPTIONS = {"num_cpus": 0, "runtime_env": {"env_vars": ONE_LOOP}}
+GRPC = {
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**30),
+}
+"""Jobs go to replicas over Serve's gRPC transport, which costs less than actor calls (ADR 0025). A
+message holds one image; Serve's own limit of 4 MiB is less than a large PNG."""
+ACTOR_OPTIONS = {"num_cpus": 0, "runtime_env": {"env_vars": {**ONE_LOOP, **GRPC}}}
 """Waiting needs no CPU. A `ray_actor_options` in a configuration replaces all of it."""
+FLUSH_S = 1.0
+"""How long metrics gather: far less than Ray takes to send them on (10 s)."""
 DRAIN_S = 10.0
 """How long a stopping gateway waits for resolutions under way; the rest is left to expiry."""
 
@@ -94,6 +102,7 @@ class _Gateway:
         self._ready_watcher = asyncio.create_task(self._ready.watch())
         self._sweeper = asyncio.create_task(self._sweep_holds())
         self._beater = asyncio.create_task(self._beat())
+        self._flusher = asyncio.create_task(self._flush())
         self._image_sweeper = None
         if store is not None and config.store and config.store.sweep_interval_s is not None:
             sweeping = sweep_forever(store, config.store.sweep_interval_s)
@@ -134,12 +143,18 @@ class _Gateway:
                 logger.exception("a beat failed")
             await asyncio.sleep(self.config.ledger.gateway_lease_s / BEATS)
 
+    async def _flush(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            self.record.flush()
+
     async def __del__(self) -> None:
         """Serve awaits this once the gateway has drained its requests."""
         if not hasattr(self, "_sweeper"):
             return  # the constructor failed
         self._sweeper.cancel()
         self._beater.cancel()
+        self._flusher.cancel()
         self._watcher.cancel()
         self._ready_watcher.cancel()
         if self._image_sweeper is not None:
@@ -150,6 +165,7 @@ class _Gateway:
                 await self.ledger.close()
         except TimeoutError:
             logger.warning("stopped with unresolved holds: they expire by themselves")
+        self.record.flush()
         await asyncio.to_thread(self.tracer.close)
 
 

@@ -1,7 +1,7 @@
 """HandleGenerator: the service's `Generator` over a Serve deployment handle.
 
-Data flow: job -> handle -> replica; failures of Ray and Serve -> our error tree. The only retry
-lives here: a replica that died took its pictures along, and drawing them again is unbilled.
+Data flow: job -> handle -> replica -> events; failures of Ray and Serve -> our error tree. The only
+retry lives here: a replica that died took its pictures along, and drawing them again is unbilled.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from ray.serve.exceptions import (
 )
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.deployments.beats import ReplicaSilent, without_beats
 from serve_app.deployments.fleet import ReplicaBounds
 from serve_app.deployments.pace import Pace, retry_after_s
 from serve_app.engine.job import Event, Finished, GenerationJob, GenerationResult, Preview, Step
@@ -59,25 +60,19 @@ class HandleGenerator:
     ) -> None:
         """`replica_died` is told of each death under a job."""
         self._handle = handle
+        self._draw = handle.options(stream=True).stream
         self._replica_died = replica_died
         self._replicas = replicas
         self._pace = Pace()
 
     async def generate(self, job: GenerationJob) -> GenerationResult:
         """Draw on some replica; raises only `AppError` and `CancelledError`."""
-        await self._refuse_hopeless(job)
-        with self._pace.sent(job):
-            started = time.monotonic()
-            for attempt in range(1, ATTEMPTS + 1):
-                left_s = job.timeout_s - (time.monotonic() - started)
-                try:
-                    with _attempt(job, attempt, stream=False) as span:
-                        part = dataclasses.replace(job, timeout_s=left_s, trace=span.carrier)
-                        return await self._call(part)
-                except RayActorError:
-                    self._replica_died()
-                    logger.warning("replica died under job %s (try %d)", job.job_id, attempt)
-        raise GenerationFailed("The model replica failed; nothing was charged.")
+        images: dict[int, Finished] = {}
+        async with aclosing(self._drawn(job, stream=False)) as events:
+            async for event in events:
+                if isinstance(event, Finished):
+                    images[event.index] = event
+        return GenerationResult(tuple(images[index] for index in sorted(images)))
 
     async def _refuse_hopeless(self, job: GenerationJob) -> None:
         """Refuse what not even all replicas could finish in time; the client may come back."""
@@ -86,21 +81,6 @@ class HandleGenerator:
         bounds = await self._replicas()
         if bounds and self._pace.hopeless(job, bounds.most):
             raise self._overloaded(bounds.running)
-
-    async def _call(self, job: GenerationJob) -> GenerationResult:
-        response = self._handle.generate.remote(job)
-        try:
-            result: GenerationResult = await response
-        except asyncio.CancelledError:
-            response.cancel()  # a cancelled await alone would leave the replica drawing
-            raise
-        except RayActorError:
-            raise
-        except Exception as exc:
-            raise await self._translate(exc, job) from exc
-        for image in result.images:
-            self._pace.drawn(job, image)
-        return result
 
     async def estimate(self, job: GenerationJob) -> float | None:
         """What some replica expects; None when none answers soon, as a quote must not wait.
@@ -124,13 +104,18 @@ class HandleGenerator:
 
         After the death of a replica another one draws the images that are missing.
         """
+        async with aclosing(self._drawn(job, stream=True)) as events:
+            async for event in events:
+                yield event
+
+    async def _drawn(self, job: GenerationJob, *, stream: bool) -> AsyncGenerator[Event, None]:
         await self._refuse_hopeless(job)
         with self._pace.sent(job):
-            async with aclosing(self._retried(job)) as events:
+            async with aclosing(self._retried(job, stream=stream)) as events:
                 async for event in events:
                     yield event
 
-    async def _retried(self, job: GenerationJob) -> AsyncGenerator[Event, None]:
+    async def _retried(self, job: GenerationJob, *, stream: bool) -> AsyncGenerator[Event, None]:
         started = time.monotonic()
         missing = list(range(len(job.seeds)))
         previewed: set[tuple[int, int]] = set()
@@ -142,9 +127,9 @@ class HandleGenerator:
                 timeout_s=job.timeout_s - (time.monotonic() - started),
             )
             try:
-                with _attempt(part, attempt, stream=True) as span:
+                with _attempt(part, attempt, stream=stream) as span:
                     traced_part = dataclasses.replace(part, trace=span.carrier)
-                    async with aclosing(self._stream(traced_part)) as events:
+                    async with aclosing(self._call(traced_part)) as events:
                         async for event in events:
                             if isinstance(event, Step | Preview | Finished):
                                 event = dataclasses.replace(event, index=indices[event.index])
@@ -158,22 +143,33 @@ class HandleGenerator:
                                 previewed.add((event.index, event.number))
                             yield event
                 return
-            except RayActorError:
+            except (RayActorError, ReplicaSilent):
                 self._replica_died()
                 logger.warning("replica died under job %s (try %d)", job.job_id, attempt)
             if not missing:
                 return
-        raise GenerationFailed("The model replica failed; images not sent were not charged.")
+        uncharged = "images not sent were not charged" if stream else "nothing was charged"
+        raise GenerationFailed(f"The model replica failed; {uncharged}.")
 
-    async def _stream(self, job: GenerationJob) -> AsyncGenerator[Event, None]:
-        response = self._handle.options(stream=True).stream.remote(job)
+    async def _call(self, job: GenerationJob) -> AsyncGenerator[Event, None]:
+        """One try. Raises `RayActorError` or `ReplicaSilent` when its replica is gone."""
+        response = self._draw.remote(job)
         missing = len(job.seeds)
         try:
-            async for event in response:
-                if isinstance(event, Finished):
-                    missing -= 1
-                    self._pace.drawn(job, event)
-                yield event
+            async with aclosing(without_beats(response)) as events:
+                async for event in events:
+                    if isinstance(event, Finished):
+                        missing -= 1
+                        self._pace.drawn(job, event)
+                    yield event
+        except ReplicaSilent:
+            raise
+        except asyncio.CancelledError as exc:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Nobody cancels us: this is how Serve's gRPC transport tells that the replica was.
+            raise ReplicaSilent("the replica stopped and cancelled its jobs") from exc
         except Exception as exc:
             missing = 0  # it has ended
             if isinstance(exc, RayActorError):

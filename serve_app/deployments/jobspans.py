@@ -34,7 +34,7 @@ Stage = tuple[Info, float, float | None, dict[str, Value]]
 class JobSpans:
     """`with JobSpans(...) as spans:` around a job; give its `stages` to the engine."""
 
-    def __init__(self, tracer: Tracer, job: GenerationJob, model_id: str, *, stream: bool) -> None:
+    def __init__(self, tracer: Tracer, job: GenerationJob, model_id: str) -> None:
         self._job = job
         self._span = tracer.resume(
             job.trace,
@@ -44,7 +44,6 @@ class JobSpans:
             images=len(job.seeds),
             size=_size(job),
             steps=job.steps,
-            stream=stream,
         )
         self.stages: list[SampleStages] = []
         self.embedding: PromptEmbedding | None = None

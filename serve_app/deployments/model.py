@@ -1,6 +1,6 @@
 """FluxModel: one engine on one device, as a Serve replica.
 
-Data flow: `generate(job)` -> `@serve.batch` gathers prompts for one text-encoder pass -> the engine
+Data flow: `stream(job)` -> `@serve.batch` gathers prompts for one text-encoder pass -> the engine
 joins the samples to its step batches. Everything that takes time runs on the engine's threads, so
 the replica's loop stays free: a blocked loop fails its health check and is killed.
 """
@@ -17,6 +17,7 @@ from ray import serve
 
 from serve_app.config import BatchingConfig, ModelConfig, TracingConfig
 from serve_app.deployments.autoscaling import BACKLOG_S, BUSY_S, JOB_S, JOBS
+from serve_app.deployments.beats import Beat, with_beats
 from serve_app.deployments.enginewatch import INTERVAL_S, EngineWatch
 from serve_app.deployments.jobline import JobLine
 from serve_app.deployments.jobspans import JobSpans
@@ -24,7 +25,7 @@ from serve_app.deployments.logs import join_serves_logs
 from serve_app.deployments.rayrecorder import replica_recorder
 from serve_app.deployments.traces import LIBRARY_LOGGER, open_tracer
 from serve_app.deployments.workmeter import WorkMeter
-from serve_app.engine.job import EngineStats, Event, Finished, GenerationJob, GenerationResult
+from serve_app.engine.job import EngineStats, Event, Finished, GenerationJob
 from serve_app.engine.progress import StepThrottle
 from serve_app.errors import ConfigError
 
@@ -80,18 +81,17 @@ class FluxModel:
         self._encode.set_max_batch_size(batching.max_batch_size)
         self._encode.set_batch_wait_timeout_s(batching.batch_wait_timeout_s)
 
-    async def generate(self, job: GenerationJob) -> GenerationResult:
-        """Draw all samples of a job; cancelling it drops them at the next step."""
-        with self._counted(job), JobLine(job) as line, self._spans(job, stream=False) as spans:
-            embedding = spans.embedding = await self._encode(job.prompt)
-            result = await self.engine.generate(job, embedding, spans.stages)
-            for image in result.images:
-                line.drawn(image)
-            return result
+    async def stream(self, job: GenerationJob) -> AsyncGenerator[Event | Beat, None]:
+        """Events of a job as they come, steps only if asked for, and beats.
 
-    async def stream(self, job: GenerationJob) -> AsyncGenerator[Event, None]:
-        """Events of a job as they come, steps only if asked for; cancelling it works the same."""
-        with self._counted(job), JobLine(job) as line, self._spans(job, stream=True) as spans:
+        Cancelling it drops its samples at the next step.
+        """
+        async with aclosing(with_beats(self._draw(job))) as messages:
+            async for message in messages:
+                yield message
+
+    async def _draw(self, job: GenerationJob) -> AsyncGenerator[Event, None]:
+        with self._counted(job), JobLine(job) as line, self._spans(job) as spans:
             embedding = spans.embedding = await self._encode(job.prompt)
             throttle = StepThrottle(job)
             async with aclosing(self.engine.submit(job, embedding, spans.stages)) as events:
@@ -101,8 +101,8 @@ class FluxModel:
                     if throttle.passes(event):  # each event is a message
                         yield event
 
-    def _spans(self, job: GenerationJob, *, stream: bool) -> JobSpans:
-        return JobSpans(self._tracer, job, self.config.id, stream=stream)
+    def _spans(self, job: GenerationJob) -> JobSpans:
+        return JobSpans(self._tracer, job, self.config.id)
 
     @contextmanager
     def _counted(self, job: GenerationJob) -> Iterator[None]:

@@ -15,6 +15,7 @@ from ray.serve.exceptions import (
 )
 from scripted import pictures, preview
 
+from serve_app.deployments.beats import Beat
 from serve_app.deployments.fleet import ReplicaBounds
 from serve_app.deployments.generator import HandleGenerator
 from serve_app.engine.job import Event, Finished, GenerationJob, GenerationResult, Queued, Step
@@ -36,50 +37,101 @@ Outcome = GenerationResult | float | BaseException | asyncio.Event
 
 
 class Response:
-    """What `handle.method.remote()` returns: something to await and to cancel."""
+    """What `handle.estimate.remote()` returns: something to await and to cancel."""
 
     def __init__(self, outcome: "Outcome") -> None:
         self.outcome = outcome
         self.cancelled = False
 
-    def __await__(self) -> Generator[Any, None, "GenerationResult | float"]:
+    def __await__(self) -> Generator[Any, None, float]:
         return self._wait().__await__()
 
-    async def _wait(self) -> "GenerationResult | float":
+    async def _wait(self) -> float:
         if isinstance(self.outcome, asyncio.Event):
             self.outcome.set()
             await asyncio.Event().wait()
         if isinstance(self.outcome, BaseException):
             raise self.outcome
+        assert isinstance(self.outcome, float)
         return self.outcome
 
     def cancel(self) -> None:
         self.cancelled = True
 
 
-class Handle:
-    """A deployment handle that answers its calls one outcome after the other."""
-
-    def __init__(self, *outcomes: "Outcome") -> None:
-        self.outcomes = list(outcomes)
-        self.jobs: list[GenerationJob] = []
-        self.responses: list[Response] = []
-
-    @property
-    def generate(self) -> "Handle":
-        return self
-
-    @property
-    def estimate(self) -> "Handle":
-        return self
+class Estimates:
+    def __init__(self, outcome: "Outcome") -> None:
+        self.response = Response(outcome)
+        self.asked = 0
 
     def remote(self, job: GenerationJob) -> Response:
+        self.asked += 1
+        return self.response
+
+
+Message = Event | Beat | BaseException | asyncio.Event
+
+
+class Stream:
+    """What a streaming call returns: yields its items, then raises or ends."""
+
+    def __init__(self, items: "tuple[Message, ...]") -> None:
+        self.items = list(items)
+        self.cancelled = False
+
+    def __aiter__(self) -> "Stream":
+        return self
+
+    async def __anext__(self) -> Event | Beat:
+        if not self.items:
+            raise StopAsyncIteration
+        item = self.items.pop(0)
+        if isinstance(item, BaseException):
+            raise item
+        if isinstance(item, asyncio.Event):
+            item.set()
+            await asyncio.Event().wait()
+        assert not isinstance(item, asyncio.Event)
+        return item
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class StreamHandle:
+    """A handle whose streaming calls play one script after the other."""
+
+    def __init__(self, *scripts: "tuple[Message, ...]", estimate: "Outcome" = 0.0) -> None:
+        self.responses = [Stream(script) for script in scripts]
+        self.jobs: list[GenerationJob] = []
+        self.estimate = Estimates(estimate)
+
+    def options(self, *, stream: bool) -> "StreamHandle":
+        assert stream
+        return self
+
+    @property
+    def stream(self) -> "StreamHandle":
+        return self
+
+    def remote(self, job: GenerationJob) -> Stream:
         self.jobs.append(job)
-        self.responses.append(Response(self.outcomes.pop(0)))
-        return self.responses[-1]
+        return self.responses[len(self.jobs) - 1]
 
 
-def generator(handle: Handle) -> HandleGenerator:
+def handle_of(*outcomes: "Outcome") -> StreamHandle:
+    """Answers its jobs one outcome after the other."""
+    return StreamHandle(*(_script(one) for one in outcomes))
+
+
+def _script(outcome: "Outcome") -> "tuple[Message, ...]":
+    if isinstance(outcome, GenerationResult):
+        return (Beat(), Queued("job-1", 0), *outcome.images)
+    assert not isinstance(outcome, float)
+    return (outcome,)
+
+
+def generator(handle: StreamHandle) -> HandleGenerator:
     return HandleGenerator(handle)  # type: ignore[arg-type]
 
 
@@ -91,8 +143,8 @@ def task_error(cause: Exception) -> Exception:
 
 
 async def test_pictures_come_back_as_they_are() -> None:
-    handle = Handle(DRAWN)
-    assert await generator(handle).generate(JOB) is DRAWN
+    handle = handle_of(DRAWN)
+    assert await generator(handle).generate(JOB) == DRAWN
     (job,) = handle.jobs
     assert job.prompt == JOB.prompt
     assert 0 < job.timeout_s <= JOB.timeout_s
@@ -102,8 +154,8 @@ async def test_pictures_come_back_as_they_are() -> None:
     "error", [RayActorError(), ActorDiedError(), ActorUnavailableError("x", b"0" * 16)]
 )
 async def test_a_dead_replica_gets_one_retry(error: Exception) -> None:
-    handle = Handle(error, DRAWN)
-    assert await generator(handle).generate(JOB) is DRAWN
+    handle = handle_of(error, DRAWN)
+    assert await generator(handle).generate(JOB) == DRAWN
     first, second = handle.jobs
     assert second.timeout_s <= first.timeout_s
     assert (first.job_id, first.seeds) == (second.job_id, second.seeds)
@@ -117,12 +169,12 @@ async def test_each_try_is_a_span_that_its_replica_continues(
     request = tracer.request({"traceparent": [], "tracestate": []}, method="POST")
     with bound(RequestFacts(span=request)):
         if mode == "json":
-            handle: Any = Handle(ActorDiedError(), DRAWN)
+            handle = handle_of(ActorDiedError(), DRAWN)
             await generator(handle).generate(JOB)
         else:
             second = dataclasses.replace(SECOND, index=0)  # the only one that is missing
             handle = StreamHandle((QUEUED, FIRST, ActorDiedError()), (QUEUED, second))
-            events = streaming(handle).stream(TWO)
+            events = generator(handle).stream(TWO)
             while not isinstance(await anext(events), Finished) or len(handle.jobs) < 2:
                 pass
             await events.aclose()  # as the service, which has all images
@@ -142,7 +194,7 @@ async def test_each_try_is_a_span_that_its_replica_continues(
 
 
 async def test_two_dead_replicas_are_a_failure() -> None:
-    handle = Handle(RayActorError(), ActorDiedError(), DRAWN)
+    handle = handle_of(RayActorError(), ActorDiedError(), DRAWN)
     with pytest.raises(GenerationFailed) as caught:
         await generator(handle).generate(JOB)
     assert len(handle.jobs) == 2
@@ -160,7 +212,7 @@ async def test_two_dead_replicas_are_a_failure() -> None:
     ids=lambda cause: type(cause).__name__,
 )
 async def test_an_error_of_ours_arrives_as_it_was_raised(cause: AppError, wrapped: bool) -> None:
-    handle = Handle(task_error(cause) if wrapped else cause)
+    handle = handle_of(task_error(cause) if wrapped else cause)
     with pytest.raises(type(cause)) as caught:
         await generator(handle).generate(JOB)
     found = caught.value
@@ -176,7 +228,7 @@ async def test_an_error_of_ours_arrives_as_it_was_raised(cause: AppError, wrappe
 async def test_an_unknown_failure_is_logged_but_not_told(
     cause: Exception, wrapped: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    handle = Handle(task_error(cause) if wrapped else cause)
+    handle = handle_of(task_error(cause) if wrapped else cause)
     with pytest.raises(GenerationFailed) as caught:
         await generator(handle).generate(JOB)
     assert type(caught.value) is GenerationFailed
@@ -198,14 +250,14 @@ async def test_what_serve_refuses_is_an_error_of_ours(
     error: Exception, expected: type[AppError]
 ) -> None:
     with pytest.raises(expected) as caught:
-        await generator(Handle(error)).generate(JOB)
+        await generator(handle_of(error)).generate(JOB)
     assert type(caught.value) is expected
     assert (caught.value.retry_after_s is not None) == (expected.status == 503)
 
 
 async def test_a_cancelled_job_is_cancelled_on_its_replica() -> None:
     waiting = asyncio.Event()
-    handle = Handle(waiting)
+    handle = handle_of(waiting)
     job = asyncio.create_task(generator(handle).generate(JOB))
     await waiting.wait()
     job.cancel()
@@ -221,59 +273,9 @@ FIRST, SECOND = pictures(TWO, 2).images
 PREVIEWS = (preview(TWO, 0, 0), preview(TWO, 1, 0))
 
 
-class Stream:
-    """What a streaming call returns: yields its items, then raises or ends."""
-
-    def __init__(self, items: "tuple[Event | BaseException | asyncio.Event, ...]") -> None:
-        self.items = list(items)
-        self.cancelled = False
-
-    def __aiter__(self) -> "Stream":
-        return self
-
-    async def __anext__(self) -> Event:
-        if not self.items:
-            raise StopAsyncIteration
-        item = self.items.pop(0)
-        if isinstance(item, BaseException):
-            raise item
-        if isinstance(item, asyncio.Event):
-            item.set()
-            await asyncio.Event().wait()
-        assert not isinstance(item, asyncio.Event)
-        return item
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-
-class StreamHandle:
-    """A handle whose streaming calls play one script after the other."""
-
-    def __init__(self, *scripts: "tuple[Event | BaseException | asyncio.Event, ...]") -> None:
-        self.streams = [Stream(script) for script in scripts]
-        self.jobs: list[GenerationJob] = []
-
-    def options(self, *, stream: bool) -> "StreamHandle":
-        assert stream
-        return self
-
-    @property
-    def stream(self) -> "StreamHandle":
-        return self
-
-    def remote(self, job: GenerationJob) -> Stream:
-        self.jobs.append(job)
-        return self.streams[len(self.jobs) - 1]
-
-
-def streaming(handle: StreamHandle) -> HandleGenerator:
-    return HandleGenerator(handle)  # type: ignore[arg-type]
-
-
 async def play(handle: StreamHandle, into: list[Event] | None = None) -> list[Event]:
     seen = [] if into is None else into
-    async for event in streaming(handle).stream(TWO):
+    async for event in generator(handle).stream(TWO):
         seen.append(event)
     return seen
 
@@ -282,7 +284,7 @@ async def test_events_come_through_as_they_are() -> None:
     handle = StreamHandle((QUEUED, *PREVIEWS, SECOND, FIRST))
     assert await play(handle) == [QUEUED, *PREVIEWS, SECOND, FIRST]
     assert 0 < handle.jobs[0].timeout_s <= TWO.timeout_s
-    assert not handle.streams[0].cancelled
+    assert not handle.responses[0].cancelled
 
 
 async def test_a_replica_that_dies_before_an_image_is_replaced_unnoticed() -> None:
@@ -340,7 +342,7 @@ async def test_a_stream_fails_with_errors_of_ours(
     assert type(caught.value) is expected
     assert "hunter2" not in caught.value.message
     assert len(handle.jobs) == 1
-    assert not handle.streams[0].cancelled
+    assert not handle.responses[0].cancelled
 
 
 async def test_a_stream_that_serve_refuses_is_overloaded() -> None:
@@ -351,10 +353,10 @@ async def test_a_stream_that_serve_refuses_is_overloaded() -> None:
 
 async def test_a_closed_stream_is_cancelled_on_its_replica() -> None:
     handle = StreamHandle((QUEUED, FIRST, SECOND))
-    events = streaming(handle).stream(TWO)
+    events = generator(handle).stream(TWO)
     assert await anext(events) == QUEUED
     await events.aclose()
-    assert handle.streams[0].cancelled
+    assert handle.responses[0].cancelled
 
 
 async def test_a_cancelled_wait_for_an_event_cancels_the_stream_on_its_replica() -> None:
@@ -365,18 +367,18 @@ async def test_a_cancelled_wait_for_an_event_cancels_the_stream_on_its_replica()
     job.cancel()
     with pytest.raises(asyncio.CancelledError):
         await job
-    assert handle.streams[0].cancelled
+    assert handle.responses[0].cancelled
     assert len(handle.jobs) == 1
 
 
 async def test_a_job_that_ended_is_not_cancelled() -> None:
-    handle = Handle(DRAWN)
+    handle = handle_of(DRAWN)
     await generator(handle).generate(JOB)
     assert not handle.responses[0].cancelled
 
 
 async def test_an_estimate_is_what_a_replica_expects() -> None:
-    assert await generator(Handle(1.5)).estimate(JOB) == 1.5
+    assert await generator(StreamHandle(estimate=1.5)).estimate(JOB) == 1.5
 
 
 @pytest.mark.parametrize(
@@ -393,9 +395,9 @@ async def test_an_estimate_that_no_replica_gives_soon_is_unknown(
     failure: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serve_app.deployments.generator.ESTIMATE_TIMEOUT_S", 0.05)
-    handle = Handle(failure)
+    handle = StreamHandle(estimate=failure)
     assert await generator(handle).estimate(JOB) is None
-    assert handle.responses[0].cancelled
+    assert handle.estimate.response.cancelled
 
 
 def drawn_in(device_s: float) -> GenerationResult:
@@ -408,7 +410,7 @@ def drawn_in(device_s: float) -> GenerationResult:
     )
 
 
-def with_replicas(handle: Handle, running: int, most: int) -> HandleGenerator:
+def with_replicas(handle: StreamHandle, running: int, most: int) -> HandleGenerator:
     async def replicas() -> ReplicaBounds:
         return ReplicaBounds(running, most)
 
@@ -417,7 +419,7 @@ def with_replicas(handle: Handle, running: int, most: int) -> HandleGenerator:
 
 async def test_backpressure_says_how_long_the_work_that_is_out_will_take() -> None:
     waiting = asyncio.Event()
-    handle = Handle(drawn_in(40.0), waiting, BackPressureError(1, 1))
+    handle = handle_of(drawn_in(40.0), waiting, BackPressureError(1, 1))
     drawing = with_replicas(handle, 2, 2)
     long = dataclasses.replace(JOB, timeout_s=1000.0)
     await drawing.generate(long)
@@ -436,7 +438,7 @@ async def test_a_job_is_refused_only_if_all_replicas_that_may_start_come_too_lat
     most: int, refused: bool
 ) -> None:
     waiting = asyncio.Event()
-    handle = Handle(drawn_in(40.0), waiting, DRAWN)
+    handle = handle_of(drawn_in(40.0), waiting, DRAWN)
     drawing = with_replicas(handle, 1, most)
     await drawing.generate(JOB)
     first = asyncio.create_task(drawing.generate(JOB))
@@ -448,23 +450,22 @@ async def test_a_job_is_refused_only_if_all_replicas_that_may_start_come_too_lat
                 await again
             assert caught.value.retry_after_s == 40
     else:
-        assert await drawing.generate(late) is DRAWN
+        assert await drawing.generate(late) == DRAWN
     assert len(handle.jobs) == 2 + (not refused)
     first.cancel()
     await asyncio.wait([first])
 
 
 async def test_a_quote_starts_no_replica() -> None:
-    handle = Handle()
+    handle = StreamHandle(estimate=1.5)
     assert await with_replicas(handle, 0, 8).estimate(JOB) is None
-    assert handle.jobs == []
-    handle = Handle(1.5)
+    assert handle.estimate.asked == 0
     assert await with_replicas(handle, 1, 8).estimate(JOB) == 1.5
 
 
 async def test_each_death_of_a_replica_under_a_job_is_told() -> None:
     deaths: list[str] = []
-    handle = Handle(RayActorError(), DRAWN)
+    handle = handle_of(RayActorError(), DRAWN)
     dying = HandleGenerator(handle, replica_died=lambda: deaths.append("job"))  # type: ignore[arg-type]
     await dying.generate(JOB)
     stream = StreamHandle((QUEUED, ActorDiedError()), (QUEUED, FIRST, SECOND))
@@ -472,3 +473,20 @@ async def test_each_death_of_a_replica_under_a_job_is_told() -> None:
     async for _ in dying.stream(TWO):
         pass
     assert deaths == ["job", "stream"]
+
+
+async def test_a_replica_that_falls_silent_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its machine is gone, and told nobody."""
+    monkeypatch.setattr("serve_app.deployments.beats.SILENCE_S", 0.05)
+    second = dataclasses.replace(SECOND, index=0)
+    handle = StreamHandle((Beat(), QUEUED, FIRST, asyncio.Event()), (Beat(), QUEUED, second))
+    assert (await generator(handle).generate(TWO)).images == (FIRST, SECOND)
+    assert handle.jobs[1].seeds == (8,)
+    assert handle.responses[0].cancelled
+
+
+async def test_a_replica_that_stops_and_cancels_its_jobs_is_replaced() -> None:
+    """Serve's gRPC transport hands on what ended the call there, which cancelled nobody here."""
+    handle = StreamHandle((Beat(), asyncio.CancelledError()), (Beat(), QUEUED, *DRAWN.images))
+    assert await generator(handle).generate(JOB) == DRAWN
+    assert len(handle.jobs) == 2

@@ -37,8 +37,8 @@ class Gateway:
         self._span = self._request.child(JOB)
         self.job = dataclasses.replace(wanted, trace=self._span.carrier)
 
-    def spans(self, *, stream: bool = False) -> JobSpans:
-        return JobSpans(self.tracer, self.job, MODEL, stream=stream)
+    def spans(self) -> JobSpans:
+        return JobSpans(self.tracer, self.job, MODEL)
 
     def end(self) -> None:
         self._span.end()
@@ -61,7 +61,7 @@ async def leave(
     engine: SimulatedEngine, gateway: Gateway, kind: type, count: int, how: BaseException
 ) -> None:
     """Leave a stream at the event of that kind and number."""
-    with gateway.spans(stream=True) as spans:
+    with gateway.spans() as spans:
         async with aclosing(engine.submit(gateway.job, None, spans.stages)) as events:
             async for event in events:
                 count -= isinstance(event, kind)
@@ -86,7 +86,6 @@ async def test_a_job_shows_each_stage_of_each_sample(
         "flux_serve.images": 2,
         "flux_serve.size": "256x256",
         "flux_serve.steps": 4,
-        "flux_serve.stream": False,
     }
     encode = named(receiver.spans, "encode")
     assert encode.attributes == {"flux_serve.batch.prompts": 1}
@@ -172,7 +171,7 @@ async def test_a_job_without_a_trace_makes_no_spans(
     engine: SimulatedEngine, receiver: Receiver, open_tracer: Open
 ) -> None:
     tracer = open_tracer()
-    with JobSpans(tracer, WANTED, MODEL, stream=False) as spans:
+    with JobSpans(tracer, WANTED, MODEL) as spans:
         await engine.generate(WANTED, None, spans.stages)
     tracer.close()
     assert receiver.spans == []

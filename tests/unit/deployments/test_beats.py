@@ -1,0 +1,111 @@
+"""Beats between a replica and its gateway: pauses are filled, and silence is missed."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from serve_app.deployments import beats
+from serve_app.deployments.beats import Beat, ReplicaSilent, with_beats, without_beats
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beats, "BEAT_S", 0.01)
+    monkeypatch.setattr(beats, "SILENCE_S", 0.2)
+
+
+async def test_events_come_in_order_after_a_first_beat() -> None:
+    async def events() -> AsyncGenerator[int, None]:
+        yield 1
+        yield 2
+
+    found = [one async for one in with_beats(events())]
+    assert found[0] == Beat()
+    assert [one for one in found if not isinstance(one, Beat)] == [1, 2]
+
+
+async def test_a_long_pause_is_filled_with_beats() -> None:
+    go_on = asyncio.Event()
+
+    async def events() -> AsyncGenerator[int, None]:
+        await go_on.wait()
+        yield 1
+
+    messages = with_beats(events())
+    assert [await anext(messages) for _ in range(4)] == [Beat()] * 4
+    go_on.set()
+    assert [one async for one in messages if not isinstance(one, Beat)] == [1]
+
+
+async def test_a_failure_comes_through_after_what_was_before_it() -> None:
+    async def events() -> AsyncGenerator[int, None]:
+        yield 1
+        raise ValueError("broken")
+
+    messages = with_beats(events())
+    assert [await anext(messages), await anext(messages)] == [Beat(), 1]
+    with pytest.raises(ValueError, match="broken"):
+        await anext(messages)
+
+
+@pytest.mark.parametrize("way", ["close", "cancel"])
+async def test_leaving_ends_the_events_at_once(way: str) -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def events() -> AsyncGenerator[int, None]:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+            yield 1
+        finally:
+            ended.set()
+
+    messages = with_beats(events())
+    assert await anext(messages) == Beat()
+    await asyncio.wait_for(begun.wait(), 10)
+    if way == "close":
+        await messages.aclose()
+    else:
+
+        async def read() -> None:
+            async for _ in messages:
+                pass
+
+        reading = asyncio.create_task(read())
+        await asyncio.sleep(0)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+    assert ended.is_set()
+
+
+async def test_beats_alone_keep_a_replica_alive() -> None:
+    async def messages() -> AsyncGenerator[int | Beat, None]:
+        for _ in range(8):
+            yield Beat()
+            await asyncio.sleep(0.05)  # all of them: twice the silence that is missed
+        yield 1
+
+    assert [one async for one in without_beats(messages())] == [1]
+
+
+async def test_the_first_message_may_take_as_long_as_a_replica_takes_to_start() -> None:
+    async def messages() -> AsyncGenerator[int | Beat, None]:
+        await asyncio.sleep(2 * beats.SILENCE_S)
+        yield Beat()
+        yield 1
+
+    assert [one async for one in without_beats(messages())] == [1]
+
+
+async def test_a_replica_that_falls_silent_is_missed() -> None:
+    async def messages() -> AsyncGenerator[int | Beat, None]:
+        yield Beat()
+        yield 1
+        await asyncio.Event().wait()
+
+    events = without_beats(messages())
+    assert await anext(events) == 1
+    with pytest.raises(ReplicaSilent):
+        await anext(events)
