@@ -161,7 +161,7 @@ DRAW = Info(
     "draw",
     "A replica has the job.",
     (
-        *("request_id", "account_id", "hold_id", "model", "images", "size", "steps", "stream"),
+        *("request_id", "account_id", "hold_id", "model", "images", "size", "steps"),
         "error",
     ),
     source="replica",

@@ -63,6 +63,15 @@ def test_a_schnell_shaped_folder_is_served_under_its_name(main: App) -> None:
     assert model["capabilities"]["text_tokens_max"] == 256
 
 
+def test_an_image_beyond_serves_own_limit_of_a_message_arrives(main: App) -> None:
+    """A noisy picture, which PNG cannot make small. The limit is gRPC's, 4 MiB by default."""
+    body = {"model": "black-forest-labs/FLUX.1-schnell", "prompt": "noise", "size": "1536x1536"}
+    reply = post(main, {**body, "num_inference_steps": 1}).raise_for_status()
+    data = httpx.get(reply.json()["data"][0]["url"]).raise_for_status().content
+    assert len(data) > 4 * 2**20
+    assert Image.open(io.BytesIO(data)).size == (1536, 1536)
+
+
 def test_its_replica_holds_exactly_the_gpu_it_was_given(main: App) -> None:
     def held() -> float:
         return float(ray.cluster_resources()["GPU"] - ray.available_resources().get("GPU", 0))

@@ -82,6 +82,6 @@ def test_gateway_and_replica_make_one_trace_under_the_clients_span(
         for name in ("request_id", "account_id", "hold_id", "model"):
             assert span.attributes[f"flux_serve.{name}"] == line[name]
         assert span.resource["service.instance.id"].endswith(line["replica"])
-    assert drawn.attributes["flux_serve.stream"] is stream
+    assert job.attributes["flux_serve.stream"] is stream
     assert PROMPT not in str(spans)
     assert main.key not in str(spans)
