@@ -30,8 +30,8 @@ run: setup ## Install and serve configs/local.yaml on 127.0.0.1:8000
 	RAY_ADDRESS=$${RAY_ADDRESS:-local} $(BIN)/flux-serve serve $(SERVE_CONFIG)
 
 test: $(TEST_STAMP) ## Run every test that needs no GPU
-	@# what one worker runs, and what comes first: tests/groups.py
-	$(BIN)/python -m pytest -m 'not gpu' -n 2 --dist loadfile --no-loadscope-reorder
+	@# three for two cores, as servers make tests wait; what a worker runs: tests/groups.py
+	$(BIN)/python -m pytest -m 'not gpu' -n 3 --dist loadfile --no-loadscope-reorder
 
 test-gpu: $(TEST_STAMP) ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu

@@ -37,7 +37,7 @@ def start(served: Served, folder: Path, *options: str, key: str = "") -> "subpro
 
 def finish(process: "subprocess.Popen[str]") -> tuple[int, str]:
     said, noise = process.communicate(timeout=200)
-    return process.returncode, said + noise
+    return process.returncode, said + (noise or "")
 
 
 def results(folder: Path) -> Any:
