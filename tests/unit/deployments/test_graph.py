@@ -1,9 +1,10 @@
 """The graph's own rules, without a cluster: what it refuses and what it wires."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
-import ray
 
 from serve_app import graph
 from serve_app.config import AppConfig, BatchingConfig, ModelConfig
