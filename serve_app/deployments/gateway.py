@@ -146,7 +146,10 @@ class _Gateway:
     async def _flush(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_S)
-            self.record.flush()
+            try:
+                self.record.flush()
+            except Exception:  # a metric that Ray refuses must not stop all others
+                logger.exception("metrics were lost")
 
     async def __del__(self) -> None:
         """Serve awaits this once the gateway has drained its requests."""

@@ -1,8 +1,9 @@
 """RayRecorder: metrics into Ray's, which sums them up in this process and sends them on.
 
-Data flow: `count`, `observe`, `set` from any thread -> Ray's C++ metrics (1.7 microseconds each,
-measured) -> every `metrics_report_interval_ms` to the node's agent -> Prometheus. Serve adds the
-labels `application`, `deployment` and `replica`.
+Data flow: `count`, `observe`, `set` from any thread -> gathered for a second, in a gateway -> Ray's
+C++ metrics (1.7 microseconds each, measured alone; ten in a busy gateway) -> every
+`metrics_report_interval_ms` to the node's agent -> Prometheus. Serve adds the labels `application`,
+`deployment` and `replica`.
 """
 
 from collections.abc import Iterable
