@@ -9,9 +9,8 @@ noticed at once. A machine that loses power or its network closes nothing.
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 BEAT_S = 5.0
 """A replica sends something at least so often; its event loop is free while the device works."""
@@ -34,57 +33,84 @@ class _End:
     pass
 
 
+class _Ahead(Generic[T]):
+    """Items read ahead in a task of its own: whoever takes them slowly holds nobody up."""
+
+    def __init__(self, items: AsyncIterator[T]) -> None:
+        self._queue: asyncio.Queue[T | _End] = asyncio.Queue()
+        self._task = asyncio.create_task(self._read(items))
+
+    async def next(self, timeout_s: float | None) -> T | _End:
+        """The next one, or the end; raises what they raised, and `_Quiet` when none comes."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                item = await self._queue.get()
+        except TimeoutError as exc:
+            raise _Quiet from exc
+        if isinstance(item, _End):
+            await self._task
+        return item
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        if not self._task.cancelled():
+            self._task.exception()  # seen, also where nobody came for it
+
+    async def _read(self, items: AsyncIterator[T]) -> None:
+        try:
+            async for item in items:
+                self._queue.put_nowait(item)
+        finally:
+            self._queue.put_nowait(_End())
+
+
+class _Quiet(Exception):
+    """Nothing came in time."""
+
+
 async def with_beats(events: AsyncGenerator[T, None]) -> AsyncGenerator[T | Beat, None]:
     """The events as they come, a beat before the first, and one in every long pause.
 
-    Closing it closes `events`, which runs in a task of its own.
+    Closing it ends `events`, which runs in a task of its own.
     """
-    queue: asyncio.Queue[T | _End] = asyncio.Queue()
-    pumping = asyncio.create_task(_pump(events, queue))
+    ahead = _Ahead(events)
     try:
         yield Beat()
         while True:
             try:
-                async with asyncio.timeout(BEAT_S):
-                    event = await queue.get()
-            except TimeoutError:
+                event = await ahead.next(BEAT_S)
+            except _Quiet:
                 yield Beat()
                 continue
             if isinstance(event, _End):
-                await pumping  # raises what the events raised
                 return
             yield event
     finally:
-        pumping.cancel()
-        await asyncio.wait([pumping])
-
-
-async def _pump(events: AsyncGenerator[T, None], queue: "asyncio.Queue[T | _End]") -> None:
-    try:
-        async with aclosing(events):
-            async for event in events:
-                queue.put_nowait(event)
-    finally:
-        queue.put_nowait(_End())
+        await ahead.close()
 
 
 async def without_beats(messages: AsyncIterator[T | Beat]) -> AsyncGenerator[T, None]:
-    """The events among the messages.
+    """The events among the messages, which are read ahead: a client that reads slowly must not
+    keep a place in the replica. One job's messages are few.
 
     The first message may take long: a replica may have to start.
 
     Raises:
         ReplicaSilent: none came for `SILENCE_S`, after the first.
     """
+    ahead = _Ahead(messages)
     silence_s = None
-    while True:
-        try:
-            async with asyncio.timeout(silence_s):
-                message = await anext(messages)
-        except StopAsyncIteration:
-            return
-        except TimeoutError as exc:
-            raise ReplicaSilent(f"nothing was heard for {SILENCE_S:g} s") from exc
-        silence_s = SILENCE_S
-        if not isinstance(message, Beat):
-            yield message
+    try:
+        while True:
+            try:
+                message = await ahead.next(silence_s)
+            except _Quiet as exc:
+                raise ReplicaSilent(f"nothing was heard for {SILENCE_S:g} s") from exc
+            if isinstance(message, _End):
+                return
+            silence_s = SILENCE_S
+            if not isinstance(message, Beat):
+                yield message
+    finally:
+        await ahead.close()

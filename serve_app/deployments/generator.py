@@ -94,7 +94,7 @@ class HandleGenerator:
         try:
             async with asyncio.timeout(ESTIMATE_TIMEOUT_S):
                 expected_s: float | None = await response
-        except (TimeoutError, RayError, *_SERVE_FAILURES):
+        except Exception:  # noqa: BLE001 - whatever happens there, a quote can do without
             response.cancel()
             return None
         return expected_s
@@ -171,13 +171,13 @@ class HandleGenerator:
             # Nobody cancels us: this is how Serve's gRPC transport tells that the replica was.
             raise ReplicaSilent("the replica stopped and cancelled its jobs") from exc
         except Exception as exc:
-            missing = 0  # it has ended
             if isinstance(exc, RayActorError):
                 raise
             raise await self._translate(exc, job) from exc
         finally:
             if missing:
-                response.cancel()  # else the replica would draw on for nobody
+                # Else the replica would draw on for nobody. What has ended does not mind.
+                response.cancel()
 
     async def _translate(self, exc: Exception, job: GenerationJob) -> AppError:
         cause = exc.cause if isinstance(exc, RayTaskError) else exc

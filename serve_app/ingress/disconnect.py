@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 T = TypeVar("T")
 
@@ -19,15 +19,27 @@ async def disconnected(receive: Receive) -> None:
 
 
 class Finally:
-    """A response, and what is done once it was sent, or could not be: whatever ends it."""
+    """A response, and what is done once it was sent, or could not be: whatever ends it.
+
+    A server may take the whole body into its memory at once, and waits for the client only before
+    the next message. So the last message is an empty one.
+    """
 
     def __init__(self, response: ASGIApp, then: Callable[[], None]) -> None:
         self._response = response
         self._then = then
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_in_two(message: Message) -> None:
+            last = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if not last:
+                await send(message)
+                return
+            await send({**message, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
         try:
-            await self._response(scope, receive, send)
+            await self._response(scope, receive, send_in_two)
         finally:
             self._then()
 

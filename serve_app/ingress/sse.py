@@ -90,6 +90,8 @@ class _Writer:
             while not reader.ended:
                 if frame := self._frame(event):
                     await self._write(frame)
+                    if isinstance(event, CompletedImage):  # asking for the next one charges it
+                        await self._write(b"")  # returns when the client has most of the frame
                 event = await self._next(reader)
             await self._write(b"", more=False)
         except ClientGone:

@@ -109,3 +109,19 @@ async def test_a_replica_that_falls_silent_is_missed() -> None:
     assert await anext(events) == 1
     with pytest.raises(ReplicaSilent):
         await anext(events)
+
+
+async def test_messages_are_read_as_they_come_and_not_as_they_are_taken() -> None:
+    """A client that reads slowly must not keep its job's place in the replica."""
+    read = asyncio.Event()
+
+    async def messages() -> AsyncGenerator[int | Beat, None]:
+        yield Beat()
+        for number in range(5):
+            yield number
+        read.set()
+
+    events = without_beats(messages())
+    assert await anext(events) == 0
+    await asyncio.wait_for(read.wait(), 10)
+    assert [one async for one in events] == [1, 2, 3, 4]

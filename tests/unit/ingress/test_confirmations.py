@@ -77,6 +77,10 @@ async def test_a_reply_that_was_sent_is_confirmed_and_not_before(world: World) -
     await connection.run()
     assert connection.sent[0]["status"] == 200
     assert connection.seen == [world.ledger._id]
+    # The server keeps a body in memory, and waits for its client before it takes the next one.
+    *_, image, last = connection.sent
+    assert (bool(image["body"]), image["more_body"]) == (True, True)
+    assert (last["body"], last["more_body"]) == (b"", False)
     await confirmed(world)
     assert await world.charged() == UNITS_1024
 
@@ -94,7 +98,8 @@ async def test_a_client_that_leaves_while_its_reply_is_sent_stays_charged(world:
 
 async def test_a_reply_that_cannot_be_sent_stays_charged(world: World) -> None:
     connection = Sending(world, fails)
-    await connection.run()
+    with pytest.raises(OSError, match="lost its client"):  # the server breaks the connection off
+        await connection.run()
     assert connection.seen == [world.ledger._id]
     await confirmed(world)
     assert await world.charged() == UNITS_1024
