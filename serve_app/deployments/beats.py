@@ -3,8 +3,8 @@
 Data flow: events of a job -> `with_beats` on the replica -> messages -> `without_beats` in the
 gateway -> the same events, or `ReplicaSilent`. Must not import torch or HTTP.
 
-Jobs travel over Serve's gRPC transport, where a process that dies closes its connections and is
-noticed at once. A machine that loses power or its network closes nothing.
+Ray notices the death of an actor. Over Serve's gRPC transport (ADR 0025) only a closed connection
+is noticed, and a machine that loses power or its network closes nothing.
 """
 
 import asyncio

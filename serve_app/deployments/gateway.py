@@ -45,15 +45,7 @@ ONE_LOOP = {
 }
 """Serve's replica code, ours and the router's on one event loop: three loops in three threads wake
 each other for every message, and share one interpreter (ADR 0023)."""
-GRPC = {
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**30),
-    "RAY_grpc_client_keepalive_timeout_ms": "20000",
-}
-"""Jobs go to replicas over Serve's gRPC transport, which costs less than actor calls (ADR 0025). A
-message holds one image; Serve's own limit of 4 MiB is less than a large PNG.
-A machine that does not even acknowledge what it is sent is given up after 20 s, not 120."""
-ACTOR_OPTIONS = {"num_cpus": 0, "runtime_env": {"env_vars": {**ONE_LOOP, **GRPC}}}
+ACTOR_OPTIONS = {"num_cpus": 0, "runtime_env": {"env_vars": ONE_LOOP}}
 """Waiting needs no CPU. A `ray_actor_options` in a configuration replaces all of it."""
 FLUSH_S = 1.0
 """How long metrics gather: far less than Ray takes to send them on (10 s)."""

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve._private.constants import RAY_SERVE_USE_GRPC_BY_DEFAULT
 from ray.serve.exceptions import (
     BackPressureError,
     DeploymentUnavailableError,
@@ -60,7 +61,10 @@ class HandleGenerator:
     ) -> None:
         """`replica_died` is told of each death under a job."""
         self._handle = handle
-        self._draw = handle.options(stream=True).stream
+        # The handle was made elsewhere, with the transport of that process: choose it here.
+        self._draw = handle.options(
+            stream=True, _by_reference=not RAY_SERVE_USE_GRPC_BY_DEFAULT
+        ).stream
         self._replica_died = replica_died
         self._replicas = replicas
         self._pace = Pace()

@@ -106,8 +106,9 @@ class StreamHandle:
         self.jobs: list[GenerationJob] = []
         self.estimate = Estimates(estimate)
 
-    def options(self, *, stream: bool) -> "StreamHandle":
+    def options(self, *, stream: bool, _by_reference: bool) -> "StreamHandle":
         assert stream
+        assert _by_reference  # by actor calls, where nothing is said
         return self
 
     @property
