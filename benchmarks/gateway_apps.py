@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from ray import serve
+from ray.serve._private.constants import RAY_SERVE_USE_GRPC_BY_DEFAULT
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -54,7 +55,8 @@ class _BareModel:
 
 class _BareIngress:
     def __init__(self, model: DeploymentHandle) -> None:
-        self._model = model
+        # The handle was made elsewhere, with the transport of that process.
+        self._model = model.options(_by_reference=not RAY_SERVE_USE_GRPC_BY_DEFAULT)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return Starlette(routes=[Route("/", self.answer, methods=["POST"])])

@@ -19,7 +19,7 @@ from serve_app.config import AppConfig
 from serve_app.deployments.fleet import Fleet
 from serve_app.deployments.gatewaywatch import watch_forever
 from serve_app.deployments.generator import HandleGenerator
-from serve_app.deployments.logs import join_serves_logs
+from serve_app.deployments.logs import flush_logs, join_serves_logs
 from serve_app.deployments.proxy import warn_if_unguarded
 from serve_app.deployments.rayrecorder import gateway_recorder
 from serve_app.deployments.readiness import Readiness
@@ -45,7 +45,15 @@ ONE_LOOP = {
 }
 """Serve's replica code, ours and the router's on one event loop: three loops in three threads wake
 each other for every message, and share one interpreter (ADR 0023)."""
-ACTOR_OPTIONS = {"num_cpus": 0, "runtime_env": {"env_vars": ONE_LOOP}}
+GRPC = {
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": "1073741824",
+    "RAY_grpc_client_keepalive_timeout_ms": "20000",
+}
+"""Jobs go to replicas by gRPC on that loop, not by actor calls through Ray's threads (ADR 0025).
+An image is one message, for which Serve's 4 MiB are too few. A machine that does not acknowledge is
+given up after 20 s, not Ray's 120."""
+ACTOR_OPTIONS = {"num_cpus": 0, "runtime_env": {"env_vars": ONE_LOOP | GRPC}}
 """Waiting needs no CPU. A `ray_actor_options` in a configuration replaces all of it."""
 FLUSH_S = 1.0
 """How long metrics gather: far less than Ray takes to send them on (10 s)."""
@@ -58,7 +66,7 @@ class _Gateway:
     async def __init__(  # type: ignore[misc]
         self, config: AppConfig, models: dict[str, DeploymentHandle]
     ) -> None:
-        join_serves_logs(also=(LIBRARY_LOGGER,))
+        join_serves_logs(also=(LIBRARY_LOGGER,), gather=True)
         self.tracer = open_tracer(config.tracing)
         warn_if_unguarded(RAY_SERVE_ENABLE_DIRECT_INGRESS)
         self.config = config
@@ -164,6 +172,7 @@ class _Gateway:
             logger.warning("stopped with unresolved holds: they expire by themselves")
         self.record.flush()
         await asyncio.to_thread(self.tracer.close)
+        flush_logs()
 
 
 Gateway = serve.deployment(name="Gateway")(serve.ingress()(_Gateway))

@@ -98,8 +98,10 @@ class HandleGenerator:
         try:
             async with asyncio.timeout(ESTIMATE_TIMEOUT_S):
                 expected_s: float | None = await response
-        except Exception:  # noqa: BLE001 - whatever happens there, a quote can do without
+        except (Exception, asyncio.CancelledError):  # whatever happens there: a quote does without
             response.cancel()
+            if _cancelled_here():
+                raise
             return None
         return expected_s
 
@@ -169,10 +171,8 @@ class HandleGenerator:
         except ReplicaSilent:
             raise
         except asyncio.CancelledError as exc:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if _cancelled_here():
                 raise
-            # Nobody cancels us: this is how Serve's gRPC transport tells that the replica was.
             raise ReplicaSilent("the replica stopped and cancelled its jobs") from exc
         except Exception as exc:
             if isinstance(exc, RayActorError):
@@ -194,6 +194,12 @@ class HandleGenerator:
         """Come back when what is there now is done."""
         wait_s = retry_after_s(self._pace.drain_s(replicas))
         return Overloaded("The server is overloaded. Try again later.").after(wait_s)
+
+
+def _cancelled_here() -> bool:
+    """Whether somebody cancels us. If not, Serve's gRPC transport tells that the replica was."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 def _translate(exc: Exception, job: GenerationJob) -> AppError:

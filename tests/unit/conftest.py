@@ -61,12 +61,15 @@ def open_tracer(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Iterator
 def own_loggers() -> Iterator[None]:
     """What a test does to the loggers of this process ends with it."""
     loggers = [logging.getLogger(name) for name in ("serve_app", "ray.serve", "opentelemetry")]
-    before = [(one, one.handlers, one.filters, one.parent, one.level) for one in loggers]
+    before = [
+        (one, one.handlers, one.filters, one.parent, one.level, one.propagate) for one in loggers
+    ]
     for one in loggers:
         one.handlers = list(one.handlers)
     yield
-    for one, handlers, filters, parent, level in before:
+    for one, handlers, filters, parent, level, propagate in before:
         one.handlers, one.filters, one.parent = handlers, filters, parent
+        one.propagate = propagate
         one.setLevel(level)
 
 

@@ -389,8 +389,9 @@ async def test_an_estimate_is_what_a_replica_expects() -> None:
         task_error(ValueError("x")),
         BackPressureError(num_queued_requests=1, max_queued_requests=1),
         asyncio.Event(),
+        asyncio.CancelledError(),
     ],
-    ids=["dead", "failing", "full", "silent"],
+    ids=["dead", "failing", "full", "silent", "stopping"],
 )
 async def test_an_estimate_that_no_replica_gives_soon_is_unknown(
     failure: Outcome, monkeypatch: pytest.MonkeyPatch

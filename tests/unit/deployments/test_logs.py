@@ -16,7 +16,7 @@ from ray.serve.schema import LoggingConfig
 from scripted import Connection, World, pictures
 
 from serve_app.deployments.jobline import JobLine
-from serve_app.deployments.logs import join_serves_logs
+from serve_app.deployments.logs import flush_logs, join_serves_logs
 from serve_app.engine.job import GenerationJob
 from serve_app.errors import GenerationFailed
 from serve_app.observability import RequestFacts, bound, request_facts
@@ -25,6 +25,11 @@ ours = logging.getLogger("serve_app.some.module")
 JOB = GenerationJob(
     "hold_1", "a secret prompt", 64, 32, 4, 0.0, (1, 2), account="acct_1", request_id="req_1"
 )
+
+
+def _files() -> list[logging.Handler]:
+    handlers = logging.getLogger("ray.serve").handlers
+    return [one.target for one in handlers if isinstance(one, MemoryHandler) and one.target]
 
 
 class Log:
@@ -50,10 +55,14 @@ class Log:
     @staticmethod
     def close() -> None:
         """Serve leaves its files open."""
-        for handler in logging.getLogger("ray.serve").handlers:
-            if isinstance(handler, MemoryHandler):
-                assert handler.target is not None
-                handler.target.close()
+        for file in _files():
+            file.close()
+
+    @property
+    def file(self) -> logging.Handler:
+        """What writes it."""
+        (file,) = _files()
+        return file
 
     @property
     def text(self) -> str:
@@ -282,3 +291,57 @@ async def test_a_replica_tells_how_a_job_failed(
         raise failure
     assert log.entry(f"job hold_1: {outcome}, 1 of 2 images")["outcome"] == outcome
     assert "hunter2" not in log.text
+
+
+@pytest.fixture
+def gathered(log: Log) -> Log:
+    """As in a gateway."""
+    join_serves_logs(gather=True)
+    return log
+
+
+async def test_a_gateways_lines_are_written_together_soon(
+    gathered: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes: list[str] = []
+    file = gathered.file
+    emit = file.emit
+    monkeypatch.setattr(file, "emit", lambda record: (writes.append(record.msg), emit(record)))
+    for number in range(100):
+        with bound(RequestFacts(f"req_{number}")):
+            ours.info("line %d", number)
+    assert gathered.text == ""
+    async with asyncio.timeout(10):
+        while not gathered.text:  # noqa: ASYNC110 - a file sets no event
+            await asyncio.sleep(0.01)  # polling with a deadline
+    assert [entry["message"] for entry in gathered.entries] == [f"line {n}" for n in range(100)]
+    assert [entry["request_id"] for entry in gathered.entries] == [f"req_{n}" for n in range(100)]
+    assert len(writes) == 1
+
+
+async def test_a_warning_does_not_wait_and_comes_after_what_did(gathered: Log) -> None:
+    ours.info("first")
+    ours.warning("second")
+    assert [entry["message"] for entry in gathered.entries] == ["first", "second"]
+
+
+async def test_lines_of_other_threads_do_not_wait(gathered: Log) -> None:
+    await asyncio.to_thread(ours.info, "of a thread")
+    assert gathered.entry("of a thread")["levelname"] == "INFO"
+
+
+async def test_the_end_of_a_gateway_writes_what_waits(gathered: Log) -> None:
+    ours.info("last")
+    flush_logs()
+    assert gathered.entry("last")
+
+
+async def test_a_gathered_line_has_the_format_of_the_moment_it_was_logged(gathered: Log) -> None:
+    ours.info("as JSON")
+    before = gathered.file
+    gathered.configure("TEXT")
+    ours.warning("as text")
+    before.close()
+    first, second = gathered.text.splitlines()
+    assert json.loads(first)["message"] == "as JSON"
+    assert second.endswith("-- as text")
