@@ -20,6 +20,7 @@ import httpx
 import pytest
 import yaml
 
+from serve_app.deployments.gateway import ACTOR_OPTIONS
 from tests.conftest import ROOT, free_port
 from tests.integration.conftest import KEY, App, application_args, error_of, eventually
 from tests.integration.node_cluster import ANSWER
@@ -105,7 +106,7 @@ def document_for(folder: Path) -> dict[str, Any]:
         limits={"request_timeout_s": TIMEOUT_S},
         ledger={"hold_ttl_s": HOLD_TTL_S, "sweep_interval_s": 1},
     )
-    gateway = {"num_cpus": 0.1, "resources": {"gateway": 1}}
+    gateway = {**ACTOR_OPTIONS, "num_cpus": 0.1, "resources": {"gateway": 1}}
     local = yaml.safe_load((ROOT / "configs" / "local.yaml").read_text())
     return {
         "proxy_location": "HeadOnly",
