@@ -49,10 +49,12 @@ GRPC = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": "1073741824",
     "RAY_grpc_client_keepalive_timeout_ms": "20000",
+    "no_grpc_proxy": "0.0.0.0/0,::/0",
 }
 """Jobs go to replicas by gRPC on that loop, not by actor calls through Ray's threads (ADR 0025).
 An image is one message, for which Serve's 4 MiB are too few. A machine that does not acknowledge is
-given up after 20 s, not Ray's 120."""
+given up after 20 s, not Ray's 120. A site's `http_proxy` is not for calls inside the cluster, but
+gRPC would use it."""
 ACTOR_OPTIONS = {"num_cpus": 0, "runtime_env": {"env_vars": ONE_LOOP | GRPC}}
 """Waiting needs no CPU. A `ray_actor_options` in a configuration replaces all of it."""
 FLUSH_S = 1.0
@@ -156,6 +158,7 @@ class _Gateway:
     async def __del__(self) -> None:
         """Serve awaits this once the gateway has drained its requests."""
         if not hasattr(self, "_sweeper"):
+            flush_logs()
             return  # the constructor failed
         self._sweeper.cancel()
         self._beater.cancel()

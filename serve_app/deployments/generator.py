@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from typing import Any
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve._private.constants import RAY_SERVE_USE_GRPC_BY_DEFAULT
@@ -18,7 +19,7 @@ from ray.serve.exceptions import (
     DeploymentUnavailableError,
     RequestCancelledError,
 )
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
 from serve_app.deployments.beats import ReplicaSilent, without_beats
 from serve_app.deployments.fleet import ReplicaBounds
@@ -99,7 +100,7 @@ class HandleGenerator:
             async with asyncio.timeout(ESTIMATE_TIMEOUT_S):
                 expected_s: float | None = await response
         except (Exception, asyncio.CancelledError):  # whatever happens there: a quote does without
-            response.cancel()
+            _cancel(response)
             if _cancelled_here():
                 raise
             return None
@@ -177,11 +178,14 @@ class HandleGenerator:
         except Exception as exc:
             if isinstance(exc, RayActorError):
                 raise
-            raise await self._translate(exc, job) from exc
+            error = await self._translate(exc, job)
+            if error is exc:
+                raise
+            raise error from exc
         finally:
             if missing:
                 # Else the replica would draw on for nobody. What has ended does not mind.
-                response.cancel()
+                _cancel(response)
 
     async def _translate(self, exc: Exception, job: GenerationJob) -> AppError:
         cause = exc.cause if isinstance(exc, RayTaskError) else exc
@@ -194,6 +198,18 @@ class HandleGenerator:
         """Come back when what is there now is done."""
         wait_s = retry_after_s(self._pace.drain_s(replicas))
         return Overloaded("The server is overloaded. Try again later.").after(wait_s)
+
+
+def _cancel(response: DeploymentResponse[Any] | DeploymentResponseGenerator[Any]) -> None:
+    """Cancel a call, also one that was assigned in this very turn of the event loop.
+
+    That one Serve's own `cancel` misses, as nobody has fetched its result yet: over gRPC it would
+    keep its place in the replica for as long as the gateway lives.
+    """
+    response.cancel()
+    assigned = response._replica_result_future
+    if assigned.done() and not assigned.cancelled() and assigned.exception() is None:
+        assigned.result().cancel()
 
 
 def _cancelled_here() -> bool:
@@ -211,7 +227,8 @@ def _translate(exc: Exception, job: GenerationJob) -> AppError:
         return Unavailable("The model cannot be served right now.")
     if isinstance(cause, RequestCancelledError):
         return GenerationFailed("The job was cancelled; nothing was charged.")
-    # str(exc) holds the remote traceback: it goes to the log, never to the client.
+    # By actor calls str(exc) holds the remote traceback, over gRPC only the replica's own log has
+    # it: it goes to the log, never to the client.
     kind = "Ray" if isinstance(exc, RayError) else "model"
     logger.error("%s failure under job %s", kind, job.job_id, exc_info=exc)
     return GenerationFailed("The model replica failed; nothing was charged.")

@@ -47,6 +47,21 @@ class _Gatherer(logging.Handler):
         self._timer: asyncio.TimerHandle | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._add(record)
+        except Exception:  # noqa: BLE001 - as in logging's own handlers: its caller must not suffer
+            self.handleError(record)
+        if record.levelno >= logging.WARNING:
+            self.flush()
+        elif self._timer is None:
+            try:
+                loop = asyncio.get_running_loop()
+            except RuntimeError:  # another thread's line
+                self.flush()
+            else:
+                self._timer = loop.call_later(GATHER_S, self._later)
+
+    def _add(self, record: logging.LogRecord) -> None:
         texts: dict[logging.Formatter | None, str] = {}
         for handler in self._serves.handlers:
             # The filters add what Serve knows of the request that is in hand now, not later.
@@ -58,23 +73,16 @@ class _Gatherer(logging.Handler):
             if target.formatter not in texts:  # with TEXT, the file and stderr share one
                 texts[target.formatter] = target.format(record)
             self._lines.setdefault(target, []).append(texts[target.formatter])
-        if record.levelno >= logging.WARNING:
-            self.flush()
-        elif self._timer is None:
-            try:
-                loop = asyncio.get_running_loop()
-            except RuntimeError:  # another thread's line
-                self.flush()
-            else:
-                self._timer = loop.call_later(GATHER_S, self.flush)
+
+    def _later(self) -> None:
+        # Not in `flush`, which other threads call: a timer belongs to its loop's thread.
+        self._timer = None
+        self.flush()
 
     def flush(self) -> None:
         """Write what has come, each handler's lines as one; also called when the process ends."""
         self.acquire()
         try:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
             gathered, self._lines = self._lines, {}
             for target, lines in gathered.items():
                 _write(target, "\n".join(lines))
@@ -108,11 +116,10 @@ def join_serves_logs(*, also: tuple[str, ...] = (), gather: bool = False, **same
         same: what every line of this process carries, by field.
     """
     serves = logging.getLogger(SERVE_LOGGER_NAME)
+    gatherers = [_Gatherer(serves)] if gather else []  # one for all: they would disturb each other
     for name in (LOGGER_NAME, *also):
         logger = logging.getLogger(name)
-        logger.handlers = [_Annotator(same)]
-        if gather:
-            logger.handlers.append(_Gatherer(serves))
+        logger.handlers = [_Annotator(same), *gatherers]
         logger.propagate = not gather
         logger.parent = serves  # not `root`, where nobody listens in these processes
         logger.setLevel(logging.NOTSET)  # Serve's, also when it is changed in place

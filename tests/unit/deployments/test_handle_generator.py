@@ -3,16 +3,18 @@
 import asyncio
 import dataclasses
 from collections.abc import Generator
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError
-from ray.serve._private.common import DeploymentID
+from ray.serve._private.common import DeploymentID, RequestMetadata
 from ray.serve.exceptions import (
     BackPressureError,
     DeploymentUnavailableError,
     RequestCancelledError,
 )
+from ray.serve.handle import DeploymentResponseGenerator
 from scripted import pictures, preview
 
 from serve_app.deployments.beats import Beat
@@ -42,6 +44,7 @@ class Response:
     def __init__(self, outcome: "Outcome") -> None:
         self.outcome = outcome
         self.cancelled = False
+        self._replica_result_future: Future[Any] = Future()
 
     def __await__(self) -> Generator[Any, None, float]:
         return self._wait().__await__()
@@ -78,6 +81,7 @@ class Stream:
     def __init__(self, items: "tuple[Message, ...]") -> None:
         self.items = list(items)
         self.cancelled = False
+        self._replica_result_future: Future[Any] = Future()
 
     def __aiter__(self) -> "Stream":
         return self
@@ -492,3 +496,32 @@ async def test_a_replica_that_stops_and_cancels_its_jobs_is_replaced() -> None:
     handle = StreamHandle((Beat(), asyncio.CancelledError()), (Beat(), QUEUED, *DRAWN.images))
     assert await generator(handle).generate(JOB) == DRAWN
     assert len(handle.jobs) == 2
+
+
+class Assigned:
+    """Serve's result of a call that a replica has taken."""
+
+    cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+async def test_a_call_assigned_in_the_very_moment_it_is_given_up_is_cancelled() -> None:
+    """Serve's own response: nobody has fetched the result that has just come."""
+    result = Assigned()
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    metadata = RequestMetadata(request_id="r", internal_request_id="i")
+    response = DeploymentResponseGenerator(future, metadata, False)
+
+    class Handle(StreamHandle):
+        def remote(self, job: GenerationJob) -> Any:
+            return response
+
+    drawing = asyncio.create_task(generator(Handle()).generate(JOB))
+    await asyncio.sleep(0)
+    drawing.cancel()
+    future.set_result(result)
+    with pytest.raises(asyncio.CancelledError):
+        await drawing
+    assert result.cancelled

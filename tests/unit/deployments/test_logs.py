@@ -330,6 +330,23 @@ async def test_lines_of_other_threads_do_not_wait(gathered: Log) -> None:
     assert gathered.entry("of a thread")["levelname"] == "INFO"
 
 
+async def test_a_line_that_cannot_be_formatted_harms_nobody(
+    gathered: Log, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours.info("a line", extra={"units": {1: object()}})  # no JSON
+    ours.warning("the next")
+    assert [entry["message"] for entry in gathered.entries] == ["the next"]
+    assert "Logging error" in capsys.readouterr().err
+
+
+async def test_a_librarys_lines_keep_their_place_among_ours(log: Log) -> None:
+    join_serves_logs(also=("opentelemetry",), gather=True)
+    ours.info("first")
+    logging.getLogger("opentelemetry.sdk").info("second")
+    ours.warning("third")
+    assert [entry["message"] for entry in log.entries] == ["first", "second", "third"]
+
+
 async def test_the_end_of_a_gateway_writes_what_waits(gathered: Log) -> None:
     ours.info("last")
     flush_logs()
