@@ -8,6 +8,7 @@ that draws nothing: `Still` stands in for `FluxModel`, here only and never in th
 import base64
 import json
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from ray import serve
@@ -20,9 +21,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from serve_app.config import AppConfig
-from serve_app.deployments.beats import Beat
+from serve_app.deployments.beats import Beat, with_beats
 from serve_app.deployments.gateway import ACTOR_OPTIONS, Gateway
 from serve_app.engine.job import Event, Finished, GenerationJob, Queued, Timings
+from serve_app.engine.progress import EventFilter
 from serve_app.graph import GATEWAY_MAX_ONGOING, MODEL_MAX_ONGOING
 
 PIXEL = base64.b64decode(
@@ -83,8 +85,14 @@ class Still:
     """Answers every job at once with one pixel an image."""
 
     async def stream(self, job: GenerationJob) -> AsyncGenerator[Event | Beat, None]:
-        yield Beat()
-        yield Queued(job.job_id, 0)
+        async with aclosing(with_beats(self._draw(job))) as messages:
+            async for message in messages:
+                yield message
+
+    async def _draw(self, job: GenerationJob) -> AsyncGenerator[Event, None]:
+        leaving = EventFilter(job)
+        if leaving.passes(queued := Queued(job.job_id, 0)):
+            yield queued
         for index, seed in enumerate(job.seeds):
             yield Finished(job.job_id, index, seed, PIXEL, Timings(0, 0, 0, 0, 0))
 

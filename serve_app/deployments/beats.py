@@ -14,6 +14,8 @@ from typing import Generic, TypeVar
 
 BEAT_S = 5.0
 """A replica sends something at least so often; its event loop is free while the device works."""
+FIRST_BEAT_S = 1.0
+"""Silence counts from the first one, so it comes soon; what is drawn by then needs none."""
 SILENCE_S = 30.0
 """As long as Serve waits for an answer to a health check before it gives a replica up."""
 
@@ -70,19 +72,21 @@ class _Quiet(Exception):
 
 
 async def with_beats(events: AsyncGenerator[T, None]) -> AsyncGenerator[T | Beat, None]:
-    """The events as they come, a beat before the first, and one in every long pause.
+    """The events as they come, a beat where the first takes long, and one in every long pause.
 
     Closing it ends `events`, which runs in a task of its own.
     """
     ahead = _Ahead(events)
+    pause_s = FIRST_BEAT_S
     try:
-        yield Beat()
         while True:
             try:
-                event = await ahead.next(BEAT_S)
+                event = await ahead.next(pause_s)
             except _Quiet:
                 yield Beat()
                 continue
+            finally:
+                pause_s = BEAT_S
             if isinstance(event, _End):
                 return
             yield event

@@ -73,6 +73,7 @@ class HandleGenerator:
     async def generate(self, job: GenerationJob) -> GenerationResult:
         """Draw on some replica; raises only `AppError` and `CancelledError`."""
         images: dict[int, Finished] = {}
+        job = dataclasses.replace(job, images_only=True)
         async with aclosing(self._drawn(job, stream=False)) as events:
             async for event in events:
                 if isinstance(event, Finished):

@@ -26,7 +26,7 @@ from serve_app.deployments.rayrecorder import replica_recorder
 from serve_app.deployments.traces import LIBRARY_LOGGER, open_tracer
 from serve_app.deployments.workmeter import WorkMeter
 from serve_app.engine.job import EngineStats, Event, Finished, GenerationJob
-from serve_app.engine.progress import StepThrottle
+from serve_app.engine.progress import EventFilter
 from serve_app.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -93,12 +93,12 @@ class FluxModel:
     async def _draw(self, job: GenerationJob) -> AsyncGenerator[Event, None]:
         with self._counted(job), JobLine(job) as line, self._spans(job) as spans:
             embedding = spans.embedding = await self._encode(job.prompt)
-            throttle = StepThrottle(job)
+            leaving = EventFilter(job)
             async with aclosing(self.engine.submit(job, embedding, spans.stages)) as events:
                 async for event in events:
                     if isinstance(event, Finished):
                         line.drawn(event)
-                    if throttle.passes(event):  # each event is a message
+                    if leaving.passes(event):  # each event is a message
                         yield event
 
     def _spans(self, job: GenerationJob) -> JobSpans:

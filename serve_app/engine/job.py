@@ -31,7 +31,9 @@ class GenerationJob:
     previews: int = 0
     """Previews of each sample on its way; see `preview_steps`."""
     progress: bool = False
-    """Whether `Step`s shall leave the replica; see `progress.StepThrottle`."""
+    """Whether `Step`s shall leave the replica; see `progress.EventFilter`."""
+    images_only: bool = False
+    """Whether only `Finished` shall leave the replica: whoever waits for a whole reply."""
     request_id: str = ""
     """For logs; clients may choose it, and choose it twice."""
     trace: Mapping[str, str] = field(default_factory=dict)

@@ -11,18 +11,36 @@ from serve_app.deployments.beats import Beat, ReplicaSilent, with_beats, without
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beats, "FIRST_BEAT_S", 0.01)
     monkeypatch.setattr(beats, "BEAT_S", 0.01)
     monkeypatch.setattr(beats, "SILENCE_S", 0.2)
 
 
-async def test_events_come_in_order_after_a_first_beat() -> None:
+async def test_events_come_in_order_and_soon_need_no_beat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beats, "FIRST_BEAT_S", 60)
+    monkeypatch.setattr(beats, "BEAT_S", 60)
+
     async def events() -> AsyncGenerator[int, None]:
         yield 1
         yield 2
 
-    found = [one async for one in with_beats(events())]
-    assert found[0] == Beat()
-    assert [one for one in found if not isinstance(one, Beat)] == [1, 2]
+    assert [one async for one in with_beats(events())] == [1, 2]
+
+
+async def test_the_first_beat_does_not_wait_as_long_as_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(beats, "BEAT_S", 60)
+    go_on = asyncio.Event()
+
+    async def events() -> AsyncGenerator[int, None]:
+        await go_on.wait()
+        yield 1
+
+    messages = with_beats(events())
+    assert await anext(messages) == Beat()
+    go_on.set()
+    assert [one async for one in messages] == [1]
 
 
 async def test_a_long_pause_is_filled_with_beats() -> None:
@@ -44,7 +62,7 @@ async def test_a_failure_comes_through_after_what_was_before_it() -> None:
         raise ValueError("broken")
 
     messages = with_beats(events())
-    assert [await anext(messages), await anext(messages)] == [Beat(), 1]
+    assert await anext(messages) == 1
     with pytest.raises(ValueError, match="broken"):
         await anext(messages)
 

@@ -525,3 +525,11 @@ async def test_a_call_assigned_in_the_very_moment_it_is_given_up_is_cancelled() 
     with pytest.raises(asyncio.CancelledError):
         await drawing
     assert result.cancelled
+
+
+async def test_who_waits_for_all_images_is_sent_nothing_else() -> None:
+    handle = handle_of(DRAWN, DRAWN)
+    await generator(handle).generate(JOB)
+    async for _ in generator(handle).stream(JOB):
+        pass
+    assert [job.images_only for job in handle.jobs] == [True, False]

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from serve_app.engine.job import GenerationJob, Preview, Queued, Step
-from serve_app.engine.progress import STEPS_PER_S_MAX, StepThrottle
+from serve_app.engine.job import Finished, GenerationJob, Preview, Queued, Step, Timings
+from serve_app.engine.progress import STEPS_PER_S_MAX, EventFilter
 
 JOB = GenerationJob("job", "x", 256, 256, 1000, 0.0, (1,), progress=True)
 
@@ -11,12 +11,12 @@ JOB = GenerationJob("job", "x", 256, 256, 1000, 0.0, (1,), progress=True)
 def told(job: GenerationJob, step_s: float) -> list[tuple[float, int, int]]:
     """When, of which sample and which step is told, if a step batch takes so long."""
     now = 0.0
-    throttle = StepThrottle(job, lambda: now)
+    leaving = EventFilter(job, lambda: now)
     found = []
     for number in range(job.steps):
         now = number * step_s
         for index in range(len(job.seeds)):
-            if throttle.passes(Step(job.job_id, index, number + 1, job.steps)):
+            if leaving.passes(Step(job.job_id, index, number + 1, job.steps)):
                 found.append((now, index, number + 1))
     return found
 
@@ -25,11 +25,18 @@ def test_without_being_asked_no_step_is_told() -> None:
     assert told(replace(JOB, progress=False), 1.0) == []
 
 
-def test_what_is_no_step_always_passes() -> None:
-    throttle = StepThrottle(JOB, lambda: 0.0)
+def test_what_is_no_step_passes() -> None:
+    leaving = EventFilter(JOB, lambda: 0.0)
     for event in (Queued("job", 0), Preview("job", 0, 0, b"")):
-        assert throttle.passes(event)
-        assert throttle.passes(event)
+        assert leaving.passes(event)
+        assert leaving.passes(event)
+
+
+def test_of_a_job_that_is_waited_for_as_a_whole_only_images_leave() -> None:
+    leaving = EventFilter(replace(JOB, images_only=True), lambda: 0.0)
+    image = Finished("job", 0, 1, b"", Timings(0, 0, 0, 0, 0))
+    others = (Queued("job", 0), Step("job", 0, 1, 4), Preview("job", 0, 0, b""))
+    assert [leaving.passes(event) for event in (*others, image)] == [False, False, False, True]
 
 
 def test_slow_steps_are_all_told() -> None:
