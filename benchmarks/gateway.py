@@ -1,7 +1,7 @@
 """What the gateway costs a request: `python -m benchmarks.gateway [--quick] [--rounds N]`.
 
 Data flow: for Serve's default proxy and for HAProxy, one cluster with four applications: a bare
-two-hop graph as Serve runs it (`bare`), the same on one event loop as our gateway is (`loop`), and
+two-hop graph as Serve runs it (`bare`), the same with the switches of our gateway (`loop`), and
 our whole paid path over an engine that answers at once, without an image store (`base64`) and with
 one (`store`). Rounds shoot at each in turn with 1 and 16 connections -> medians -> table and JSON.
 `rps_ratio_*` is ours (`store`, the default) / bare at 16 connections, `*_loop` is ours / loop.
@@ -198,7 +198,7 @@ def main() -> None:
         f"medians of {rounds} rounds of {seconds} s, every target in turn; the load generator "
         "runs on the same machine",
         "bare: two Serve deployments, same reply size, no access log, nothing checked or charged; "
-        "loop: the same with the first one on one event loop, as our gateway is",
+        "loop: the same with the switches of Serve that our gateway has: one event loop, gRPC",
         "base64, store: authentication, hold, model handle, image, capture; SQLite",
     ]
     if options.mode:
