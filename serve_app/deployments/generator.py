@@ -5,6 +5,7 @@ retry lives here: a replica that died took its pictures along, and drawing them 
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import time
@@ -207,9 +208,12 @@ def _cancel(response: DeploymentResponse[Any] | DeploymentResponseGenerator[Any]
     That one Serve's own `cancel` misses, as nobody has fetched its result yet: over gRPC it would
     keep its place in the replica for as long as the gateway lives.
     """
-    response.cancel()
+    with contextlib.suppress(Exception):  # it raises why a call was not assigned: that is known
+        response.cancel()
     assigned = response._replica_result_future
-    if assigned.done() and not assigned.cancelled() and assigned.exception() is None:
+    if response._replica_result is not None or not assigned.done() or assigned.cancelled():
+        return
+    if assigned.exception() is None:
         assigned.result().cancel()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 import ray
 from PIL import Image
@@ -70,6 +71,28 @@ def test_an_image_beyond_serves_own_limit_of_a_message_arrives(main: App) -> Non
     data = httpx.get(reply.json()["data"][0]["url"]).raise_for_status().content
     assert len(data) > 4 * 2**20
     assert Image.open(io.BytesIO(data)).size == (1536, 1536)
+
+
+def test_jobs_go_to_replicas_by_serves_grpc(main: App) -> None:
+    """Seen from outside: Ray's own calls use the one port by which Ray knows the process."""
+    for _ in range(4):
+        post(main, SMALL).raise_for_status()
+    actors = [one for one in ray._private.state.actors().values() if one["State"] == "ALIVE"]
+    models = [one for one in actors if one["Name"].startswith(f"SERVE_REPLICA::main#{MINI}#")]
+    (gateway,) = (one for one in actors if one["Name"].startswith("SERVE_REPLICA::main#Gateway#"))
+    serves = {
+        port
+        for model in models
+        for port in listening(model["Pid"])
+        if port != model["Address"]["Port"]
+    }
+    called = psutil.Process(gateway["Pid"]).net_connections("tcp")
+    assert any(one.raddr and one.raddr.port in serves for one in called)
+
+
+def listening(pid: int) -> set[int]:
+    open_ = psutil.Process(pid).net_connections("tcp")
+    return {one.laddr.port for one in open_ if one.status == psutil.CONN_LISTEN}
 
 
 def test_its_replica_holds_exactly_the_gpu_it_was_given(main: App) -> None:

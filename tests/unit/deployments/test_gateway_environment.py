@@ -4,8 +4,11 @@ import os
 import subprocess
 import sys
 
-from serve_app.deployments.gateway import GRPC
-from tests.conftest import free_port
+import pytest
+import yaml
+
+from serve_app.deployments.gateway import ACTOR_OPTIONS, GRPC
+from tests.conftest import ROOT, free_port
 
 CALL = """
 import asyncio, grpc
@@ -29,10 +32,11 @@ asyncio.run(main())
 
 
 def called(environment: dict[str, str]) -> str:
+    inherited = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
     proxy = f"http://127.0.0.1:{free_port()}"
     done = subprocess.run(
         [sys.executable, "-c", CALL],
-        env={**os.environ, "http_proxy": proxy, **environment},
+        env={**inherited, "http_proxy": proxy, **environment},
         capture_output=True,
         text=True,
         timeout=60,
@@ -44,3 +48,18 @@ def called(environment: dict[str, str]) -> str:
 def test_a_sites_http_proxy_is_not_between_gateway_and_model() -> None:
     assert called({}) == "UNAVAILABLE"  # gRPC asks the proxy for everything
     assert called(GRPC) == "UNIMPLEMENTED"  # it was asked, directly
+
+
+@pytest.mark.parametrize("file", ["configs/cluster.yaml", "cluster.yaml"])
+def test_the_shipped_clusters_have_the_environment_of_the_code(file: str) -> None:
+    """Their `ray_actor_options` replace those of the code."""
+    documents = list(yaml.safe_load_all((ROOT / file).read_text()))
+    (serve,) = (
+        yaml.safe_load(one["spec"]["serveConfigV2"]) if "spec" in one else one
+        for one in documents
+        if one.get("kind", "RayService") == "RayService"
+    )
+    (gateway,) = (
+        one for one in serve["applications"][0]["deployments"] if one["name"] == "Gateway"
+    )
+    assert gateway["ray_actor_options"]["runtime_env"] == ACTOR_OPTIONS["runtime_env"]

@@ -44,6 +44,7 @@ class Response:
     def __init__(self, outcome: "Outcome") -> None:
         self.outcome = outcome
         self.cancelled = False
+        self._replica_result: object = None
         self._replica_result_future: Future[Any] = Future()
 
     def __await__(self) -> Generator[Any, None, float]:
@@ -81,6 +82,7 @@ class Stream:
     def __init__(self, items: "tuple[Message, ...]") -> None:
         self.items = list(items)
         self.cancelled = False
+        self._replica_result: object = None
         self._replica_result_future: Future[Any] = Future()
 
     def __aiter__(self) -> "Stream":
@@ -507,24 +509,41 @@ class Assigned:
         self.cancelled = True
 
 
+class OneResponse(StreamHandle):
+    """Answers with one of Serve's own responses."""
+
+    def __init__(self, assigned: Any, *, separate_loop: bool) -> None:
+        super().__init__()
+        metadata = RequestMetadata(request_id="r", internal_request_id="i")
+        self.response = DeploymentResponseGenerator(assigned, metadata, separate_loop)
+
+    def remote(self, job: GenerationJob) -> Any:
+        return self.response
+
+
 async def test_a_call_assigned_in_the_very_moment_it_is_given_up_is_cancelled() -> None:
-    """Serve's own response: nobody has fetched the result that has just come."""
+    """Nobody has fetched the result that has just come."""
     result = Assigned()
-    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    metadata = RequestMetadata(request_id="r", internal_request_id="i")
-    response = DeploymentResponseGenerator(future, metadata, False)
-
-    class Handle(StreamHandle):
-        def remote(self, job: GenerationJob) -> Any:
-            return response
-
-    drawing = asyncio.create_task(generator(Handle()).generate(JOB))
-    await asyncio.sleep(0)
+    assigned: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    handle = OneResponse(assigned, separate_loop=False)
+    drawing = asyncio.create_task(generator(handle).generate(JOB))
+    for _ in range(3):  # until its reader waits for the assignment
+        await asyncio.sleep(0)
     drawing.cancel()
-    future.set_result(result)
+    assigned.set_result(result)
     with pytest.raises(asyncio.CancelledError):
         await drawing
+    assert handle.response._replica_result is None  # so Serve's own `cancel` did nothing
     assert result.cancelled
+
+
+async def test_a_call_that_a_router_elsewhere_refuses_is_an_ordinary_503() -> None:
+    """A gateway whose configuration leaves out ADR 0023's switches: `cancel` raises there."""
+    assigned: Future[Any] = Future()
+    full = BackPressureError(num_queued_requests=1, max_queued_requests=1)
+    assigned.set_exception(full)
+    with pytest.raises(Overloaded):
+        await generator(OneResponse(assigned, separate_loop=True)).generate(JOB)
 
 
 async def test_who_waits_for_all_images_is_sent_nothing_else() -> None:
