@@ -1,7 +1,8 @@
 """Fleet: how many replicas each model has, asked of Serve's controller at most once a second.
 
 Data flow: `ingress.admin` -> `Fleet` -> controller -> `ReplicaStatus` by model id. `serve.status()`
-leaves out the target, so this reads the details that it is made from.
+leaves out the target, so this reads the details that it is made from. Whoever asks meanwhile waits
+for the question under way; a job does not wait long, and makes do with the answer before.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
@@ -26,7 +28,10 @@ logger = logging.getLogger(__name__)
 MAX_AGE_S = 1.0
 """How long an answer is reused: operators' tools must not load the controller."""
 BOUNDS_TIMEOUT_S = 1.0
-"""How long a job or a quote waits to learn how many replicas there are."""
+"""How long a job or a quote waits to learn how many replicas there are. After that it goes by the
+last answer, as a burst that makes the controller slow is just what must be refused."""
+ASK_TIMEOUT_S = 30.0
+"""When a question counts as lost. A busy controller takes seconds, one that restarts some more."""
 STARTING = ("STARTING", "UPDATING", "RECOVERING")
 STOPPING = ("STOPPING", "PENDING_MIGRATION")
 ABSENT = ReplicaStatus(running=0, starting=0, stopping=0, target=None)
@@ -46,18 +51,24 @@ class Fleet:
 
     def __init__(self, models: tuple[ModelConfig, ...]) -> None:
         self._models = models
-        self._asking = asyncio.Lock()
+        self._asking: asyncio.Task[Mapping[str, ReplicaStatus]] | None = None
         self._asked_s = 0.0
         self._answer: Mapping[str, ReplicaStatus] | None = None
         self._deployments: Mapping[str, DeploymentDetails | None] = {}
 
     async def __call__(self) -> Mapping[str, ReplicaStatus]:
         """By model id. Raises `Unavailable` when the controller does not answer."""
-        async with self._asking:
-            if self._answer is None or time.monotonic() - self._asked_s > MAX_AGE_S:
-                self._answer = await asyncio.to_thread(self._ask)
-                self._asked_s = time.monotonic()
+        if self._answer is not None and time.monotonic() - self._asked_s <= MAX_AGE_S:
             return self._answer
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._renew())
+        # The question outlives who cannot wait: else each of them would ask a slow controller.
+        return await asyncio.shield(self._asking)
+
+    async def _renew(self) -> Mapping[str, ReplicaStatus]:
+        answer, self._deployments = await asyncio.to_thread(self._ask)
+        self._answer, self._asked_s = answer, time.monotonic()
+        return answer
 
     async def deployments(self) -> Mapping[str, DeploymentDetails | None]:
         """What Serve says of each model, by model id; None of one that is not deployed."""
@@ -65,26 +76,29 @@ class Fleet:
         return self._deployments
 
     async def bounds(self, model_id: str) -> ReplicaBounds | None:
-        """Of one model; None when the controller does not answer soon, as a job must not wait."""
+        """Of one model, as last known; None where the controller has never answered."""
         try:
             async with asyncio.timeout(BOUNDS_TIMEOUT_S):
-                status = (await self())[model_id]
+                await self()
         except (TimeoutError, Unavailable):
-            return None
-        return ReplicaBounds(status.running, _most(self._deployments[model_id]))
+            if self._answer is None:
+                return None
+        assert self._answer is not None
+        return ReplicaBounds(self._answer[model_id].running, _most(self._deployments[model_id]))
 
-    def _ask(self) -> Mapping[str, ReplicaStatus]:
+    def _ask(self) -> tuple[Mapping[str, ReplicaStatus], Mapping[str, DeploymentDetails | None]]:
         try:
             name = serve.get_replica_context().app_name
-            details = ServeInstanceDetails(**_get_global_client().get_serve_details())
+            # As the client's own `get_serve_details`, which would wait for ever.
+            asked = _get_global_client()._controller.get_serve_instance_details.remote()
+            details = ServeInstanceDetails(**ray.get(asked, timeout=ASK_TIMEOUT_S))
         except (RayError, RayServeException):
             logger.warning("Serve's controller does not answer", exc_info=True)
             raise Unavailable("The replicas are not known right now.") from None
         application = details.applications.get(name)
         deployments = application.deployments if application is not None else {}
         found = {model.id: deployments.get(model.deployment_name) for model in self._models}
-        self._deployments = found
-        return {model_id: _counts(deployment) for model_id, deployment in found.items()}
+        return {model_id: _counts(deployment) for model_id, deployment in found.items()}, found
 
 
 def _most(deployment: DeploymentDetails | None) -> int:

@@ -1,11 +1,13 @@
 """The fleet as the gateway tells it: counts of one application, asked rarely."""
 
+import asyncio
 import threading
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray import serve
+from ray.exceptions import GetTimeoutError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import DeploymentSchema, ReplicaDetails
 
@@ -25,11 +27,17 @@ class Controller:
         self.applications: dict[str, dict[str, tuple[Any, ...]]] = {"ours": {}}
         context = SimpleNamespace(app_name="ours")
         monkeypatch.setattr(serve, "get_replica_context", lambda: context)
-        monkeypatch.setattr(module, "_get_global_client", lambda: self)
+        handle = SimpleNamespace(get_serve_instance_details=SimpleNamespace(remote=lambda: self))
+        client = SimpleNamespace(_controller=handle)
+        monkeypatch.setattr(module, "_get_global_client", lambda: client)
+        monkeypatch.setattr(module, "ray", SimpleNamespace(get=lambda asked, timeout: asked.get()))
         monkeypatch.setattr(module, "ServeInstanceDetails", SimpleNamespace)
+        self.answers = threading.Event()
+        self.answers.set()
 
-    def get_serve_details(self) -> dict[str, Any]:
+    def get(self) -> dict[str, Any]:
         self.asked += 1
+        assert self.answers.wait(10)
         assert threading.current_thread() is not threading.main_thread(), "it blocks"
         return {
             "applications": {
@@ -91,7 +99,7 @@ async def test_a_silent_controller_is_no_empty_fleet(
     def silent() -> Any:
         raise RayServeException("There is no Serve instance running on this Ray cluster.")
 
-    monkeypatch.setattr(controller, "get_serve_details", silent)
+    monkeypatch.setattr(controller, "get", silent)
     with pytest.raises(Unavailable):
         await Fleet(MODELS)()
 
@@ -115,5 +123,48 @@ async def test_a_gateway_goes_on_without_knowing(
     def dead() -> None:
         raise RayServeException("no controller")
 
-    monkeypatch.setattr(controller, "get_serve_details", dead)
+    monkeypatch.setattr(controller, "get", dead)
     assert await Fleet(MODELS).bounds("mini") is None
+
+
+async def test_a_burst_that_makes_the_controller_slow_goes_by_what_it_last_said(
+    controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_AGE_S", 0)
+    monkeypatch.setattr(module, "BOUNDS_TIMEOUT_S", 0.05)
+    controller.applications["ours"]["FluxModel-mini"] = (["RUNNING"], 4)
+    fleet = Fleet(MODELS)
+    known = await fleet.bounds("mini")
+    controller.answers.clear()
+    found = await asyncio.gather(*(fleet.bounds("mini") for _ in range(50)))
+    assert found == [known] * 50 == [ReplicaBounds(running=1, most=4)] * 50
+    assert controller.asked == 2, "one question for all of them"
+    controller.applications["ours"]["FluxModel-mini"] = (["RUNNING"] * 2, 4)
+    controller.answers.set()
+    assert (await fleet())["mini"].running == 2
+    assert controller.asked == 2, "the same question was answered late"
+
+
+async def test_before_the_controller_has_ever_answered_a_job_does_not_wait_for_it(
+    controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BOUNDS_TIMEOUT_S", 0.05)
+    controller.answers.clear()
+    fleet = Fleet(MODELS)
+    assert await fleet.bounds("mini") is None
+    controller.answers.set()
+    await fleet()
+
+
+async def test_after_a_question_that_failed_the_controller_is_asked_again(
+    controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost() -> Any:
+        raise GetTimeoutError("Get timed out")
+
+    fleet = Fleet(MODELS)
+    with monkeypatch.context() as patch:
+        patch.setattr(controller, "get", lost)
+        with pytest.raises(Unavailable):
+            await fleet()
+    assert set(await fleet()) == {"mini", "big"}
