@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from serve_app.config import AppConfig
+
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "cluster.yaml"
 NAMESPACE = "flux-serve"
@@ -22,6 +24,7 @@ CLUSTER = f"{RAY}:spec:rayClusterConfig"
 HEAD = f"{CLUSTER}:headGroupSpec"
 GATEWAYS = f"{CLUSTER}:workerGroupSpecs:0"
 MODELS = f"{CLUSTER}:workerGroupSpecs:1"
+ROUTE = "HTTPRoute/flux-serve-edge"
 POD = "template:spec"
 CONTAINER = f"{POD}:containers:0"
 DELETE = object()
@@ -129,6 +132,12 @@ def serve_config(objects: Objects) -> Object:
     """What `serveConfigV2`, a string to Kubernetes, says."""
     parsed: Object = yaml.safe_load(named(objects, RAY)["spec"]["serveConfigV2"])
     return parsed
+
+
+def app_config(objects: Objects) -> AppConfig:
+    """The arguments of the application in `serveConfigV2`."""
+    (application,) = serve_config(objects)["applications"]
+    return AppConfig.model_validate(application["args"])
 
 
 def deployment(objects: Objects, prefix: str) -> Object:

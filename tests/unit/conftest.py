@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from scripted import ScriptedGenerator, ShakyLedger, World, catalogue
 
+from serve_app import idempotency, settle
 from serve_app.adminschema import ReplicaStatus
 from serve_app.config import AppConfig, TracingConfig
 from serve_app.ingress.app import create_app
@@ -71,6 +72,14 @@ def own_loggers() -> Iterator[None]:
         one.handlers, one.filters, one.parent = handlers, filters, parent
         one.propagate = propagate
         one.setLevel(level)
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For modules in which the tries are what matters, not the pauses between them."""
+    monkeypatch.setattr(settle, "RESOLVE_BACKOFF_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(settle, "LATE_RETRY_S", 0.0)
+    monkeypatch.setattr(idempotency, "POLL_S", 0.01)
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 from scripted import UNITS_1024, World, picture, pictures
 from sqlalchemy import select
+from stored import files
 
-from serve_app import settle
 from serve_app.delivery import Delivery
 from serve_app.engine import codec
 from serve_app.engine.job import GenerationJob, GenerationResult
@@ -34,33 +34,17 @@ from serve_app.metering.types import HoldState
 from serve_app.schema import ImageRequest
 
 MakeWorld = Callable[..., Awaitable[World]]
+pytestmark = pytest.mark.usefixtures("no_waiting")
 REQUEST = ImageRequest(prompt="a red circle")
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tries are what matters here, not the pauses between them."""
-    monkeypatch.setattr(settle, "RESOLVE_BACKOFF_S", (0.0, 0.0, 0.0))
 
 
 async def generate(world: World, request: ImageRequest = REQUEST) -> Delivery:
     return await world.service.generate(world.principal, request, "req_1")
 
 
-async def files(world: World) -> list[Path]:
-    """Pictures in the store once all is settled."""
-    await world.service.drain()
-    assert world.config.store is not None
-    return pictures_under(Path(world.config.store.url.removeprefix("file://")))
-
-
 def break_folder(folder: Path) -> None:
     folder.rmdir()
     folder.write_text("a file where the folder was")
-
-
-def pictures_under(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 async def assert_nothing_happened(world: World) -> None:

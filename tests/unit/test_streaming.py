@@ -4,14 +4,13 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, TypeGuard
 
 import pytest
 from scripted import UNITS_1024, World, pictures, preview
 from sqlalchemy import select
+from stored import files
 
-from serve_app import settle
 from serve_app.engine.job import Event, GenerationJob, Queued, Step
 from serve_app.errors import (
     AppError,
@@ -34,13 +33,8 @@ from serve_app.streaming import (
 )
 
 MakeWorld = Callable[..., Awaitable[World]]
+pytestmark = pytest.mark.usefixtures("no_waiting")
 THREE = ImageRequest(prompt="a red circle", n=3, seed=5, stream=True)
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settle, "RESOLVE_BACKOFF_S", (0.0, 0.0, 0.0))
-    monkeypatch.setattr(settle, "LATE_RETRY_S", 0.0)
 
 
 def stream(world: World, request: ImageRequest = THREE) -> AsyncGenerator[StreamEvent, None]:
@@ -68,17 +62,11 @@ async def failed_after(world: World, error: type[AppError]) -> list[int]:
     return [event.index for event in seen if is_image(event)]
 
 
-def stored(world: World) -> int:
-    assert world.config.store is not None
-    folder = Path(world.config.store.url.removeprefix("file://"))
-    return sum(1 for path in folder.rglob("*") if path.is_file())
-
-
 async def assert_charged_for(world: World, images: int) -> None:
     await world.service.drain()
     balance = await world.balance()
     assert (balance.held, balance.captured) == (0, images * UNITS_1024)
-    assert stored(world) == images
+    assert len(await files(world)) == images
     async with world.ledger._database.read() as connection:
         hold = (await connection.execute(select(holds))).one()
     assert hold.state == (HoldState.CAPTURED if images else HoldState.RELEASED)
@@ -230,7 +218,7 @@ async def test_images_that_cannot_be_stored_are_delivered_and_charged(world: Wor
     await world.service.drain()
     balance = await world.balance()
     assert (balance.held, balance.captured) == (0, 3 * UNITS_1024)
-    assert stored(world) == 1
+    assert len(await files(world)) == 1
 
 
 async def test_past_the_deadline_only_what_came_before_is_charged(make_world: MakeWorld) -> None:

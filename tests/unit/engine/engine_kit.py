@@ -69,6 +69,17 @@ def make_job(job_id: str = "job", **changes: Any) -> GenerationJob:
     return GenerationJob(job_id=job_id, **(fields | changes))
 
 
+def is_empty(engine: Engine) -> bool:
+    """No sample waits or runs, as the engine tells everybody."""
+    stats = engine.stats()
+    return stats.samples_queued == stats.samples_running == stats.compute_units_queued == 0
+
+
+def remembers_nothing(engine: Engine) -> bool:
+    """Not even a sample that its client has left: the device thread may hold one for a step."""
+    return not engine._board.runs and not engine._board.samples
+
+
 def reference(pipeline: FluxPipeline, job: GenerationJob, **options: Any) -> Any:
     """What `FluxPipeline.__call__` itself makes of a job with one seed."""
     return pipeline(

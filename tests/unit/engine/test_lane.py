@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxPipeline
-from engine_kit import PATIENCE_S, Gate, MakeEngine, make_job, pixels, until
+from engine_kit import PATIENCE_S, Gate, MakeEngine, make_job, pixels, remembers_nothing, until
 
 from serve_app.config import EngineConfig, OptimizeConfig
 from serve_app.engine.engine import Engine
@@ -59,11 +59,6 @@ def vae(pipeline: FluxPipeline) -> Iterator[Vae]:
     vae.let_go()
 
 
-def is_empty(engine: Engine) -> bool:
-    board = engine._board
-    return not board.runs and not board.samples and not engine.stats().samples_running
-
-
 async def test_steps_go_on_while_an_image_is_decoded(
     make_engine: MakeEngine, vae: Vae, gate: Gate
 ) -> None:
@@ -79,7 +74,7 @@ async def test_steps_go_on_while_an_image_is_decoded(
     vae.let_go()
     await asyncio.gather(first, second)
     assert gate.batches == [1] * 6
-    await until(lambda: is_empty(engine))
+    await until(lambda: remembers_nothing(engine))
     assert engine.stats().decodes_alone == 0
 
 
@@ -147,7 +142,7 @@ async def test_a_failing_decode_fails_its_own_job_only(make_engine: MakeEngine, 
     assert isinstance(failed, GenerationFailed)
     assert "secret" not in failed.message
     assert engine.healthy()
-    await until(lambda: is_empty(engine))
+    await until(lambda: remembers_nothing(engine))
 
 
 async def test_a_decode_without_memory_beside_a_step_is_done_between_two(
@@ -211,7 +206,7 @@ async def test_cancelling_a_job_that_is_being_decoded_frees_its_place(
     for task in (held, waiting):
         with pytest.raises(JobCancelled):
             await task
-    assert is_empty(engine)
+    assert remembers_nothing(engine)
     vae.let_go()
     assert len((await engine.generate(make_job("after"))).images) == 1
     assert len(vae.threads) == 2  # the one that waited was never decoded

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxPipeline
-from engine_kit import Gate, MakeEngine, make_job, pixels, until
+from engine_kit import Gate, MakeEngine, is_empty, make_job, pixels, remembers_nothing, until
 
 from serve_app.config import EngineConfig, OptimizeConfig
 from serve_app.engine import memory
@@ -239,11 +239,6 @@ async def test_a_wedged_device_is_noticed_by_what_its_steps_usually_take(
     engine.check()
 
 
-def is_empty(engine: Engine) -> bool:
-    stats = engine.stats()
-    return stats.samples_queued == stats.samples_running == stats.compute_units_queued == 0
-
-
 async def visit(engine: Engine, number: int, random: np.random.Generator) -> tuple[float, str]:
     """One job with a random fate, and a client that may leave at any event."""
     fate = float(random.choice(FATES, p=[0.7, 0.08, 0.06, 0.04, 0.06, 0.06]))
@@ -304,7 +299,7 @@ async def test_ten_thousand_jobs_that_come_leave_and_fail_leave_nothing_behind(
     assert not [fate for fate, name in outcomes if name == "GenerationFailed" and fate == WELL]
     assert not [fate for fate, name in outcomes if name == "finished" and fate in DOOMED]
     board = engine._board
-    await until(lambda: is_empty(engine) and not board.runs and not board.samples)
+    await until(lambda: is_empty(engine) and remembers_nothing(engine))
     await engine.close()
     gc.collect()
     assert not list(model.alive)

@@ -11,20 +11,14 @@ import httpx
 import pytest
 from scripted import UNITS_1024, Connection, World, error_of, pictures, preview
 
-from serve_app import settle
 from serve_app.engine.job import Event, GenerationJob, Queued, Step
 from serve_app.errors import GenerationFailed, Overloaded
 from serve_app.ingress import sse
 
 MakeWorld = Callable[..., Awaitable[World]]
+pytestmark = pytest.mark.usefixtures("no_waiting")
 ALIVE = ": keep-alive\n\n"
 STREAM = {"prompt": "a red circle", "stream": True, "seed": 5}
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settle, "RESOLVE_BACKOFF_S", (0.0, 0.0, 0.0))
-    monkeypatch.setattr(settle, "LATE_RETRY_S", 0.0)
 
 
 @pytest.fixture(autouse=True)
