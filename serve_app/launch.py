@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -40,21 +41,59 @@ def serve_file(path: Path) -> int:
     config = load_app_config(path)
     address = local_address(path)
     refuse_taken(address)
-    for stop in (signal.SIGINT, signal.SIGTERM):  # also where a shell had them ignored
-        signal.signal(stop, signal.default_int_handler)
     environment = {**os.environ, **made_up_gpus(path, config)}
+    stopping = Stopping(config.limits.request_timeout_s + STOP_TIMEOUT_S)
     # The child gets a process group of its own, so that Ctrl-C reaches it once, through us.
     child = subprocess.Popen(
         [sys.executable, "-m", CHILD, str(path)],
         start_new_session=True,
         env=environment,
     )
-    try:
-        if _wait_until_ready(child, address):
-            print(greeting(config, address), flush=True)
-        return child.wait()
-    except KeyboardInterrupt:
-        return _stop(child, config.limits.request_timeout_s + STOP_TIMEOUT_S)
+    stopping.take(child)
+    if _wait_until_ready(child, address, stopping):
+        print(greeting(config, address), flush=True)
+    return child.wait()
+
+
+class Stopping:
+    """Passes interrupts on to the child, and ends it by force where it does not stop.
+
+    The first lets it finish its jobs, the second does not, the third kills it. None of them
+    interrupts what goes on here: else one that comes at a bad moment would leave the child alone.
+    """
+
+    def __init__(self, longest_s: float) -> None:
+        """`longest_s`: what the child's jobs may take after the first."""
+        self.asked = 0
+        self._waits_s = (longest_s, STOP_TIMEOUT_S)
+        self._child: subprocess.Popen[bytes] | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell had them ignored
+            signal.signal(number, lambda *_: self.ask())
+
+    def take(self, child: subprocess.Popen[bytes]) -> None:
+        """From now on there is a child; it is told if it was asked for before."""
+        self._child = child
+        if self.asked:
+            self._tell(child)
+
+    def ask(self) -> None:
+        """Once more."""
+        self.asked += 1
+        if self._child is not None:
+            self._tell(self._child)
+
+    def _tell(self, child: subprocess.Popen[bytes]) -> None:
+        if self.asked > len(self._waits_s):
+            child.kill()
+            return
+        child.send_signal(signal.SIGINT)
+        patience = threading.Timer(self._waits_s[self.asked - 1], self._lose_it, [self.asked])
+        patience.daemon = True
+        patience.start()
+
+    def _lose_it(self, asked: int) -> None:
+        if self.asked == asked:  # nobody has asked again since
+            self.ask()
 
 
 def made_up_gpus(path: Path, config: AppConfig) -> dict[str, str]:
@@ -119,24 +158,12 @@ def refuse_taken(address: str) -> None:
     raise ConfigError(f"{address} is taken by another server; set http_options.port")
 
 
-def _wait_until_ready(child: subprocess.Popen[bytes], address: str) -> bool:
-    """False when the child ended first; it says why by itself."""
-    while child.poll() is None:
+def _wait_until_ready(child: subprocess.Popen[bytes], address: str, stopping: Stopping) -> bool:
+    """False when the child ended first, of which it says why by itself, or is to stop."""
+    while child.poll() is None and not stopping.asked:
         try:
             with urllib.request.urlopen(f"{address}/ready", timeout=PROBE_TIMEOUT_S):
                 return True
         except (urllib.error.URLError, OSError):
             time.sleep(POLL_INTERVAL_S)
     return False
-
-
-def _stop(child: subprocess.Popen[bytes], longest_s: float) -> int:
-    """Let the child finish its jobs; a second interrupt does not wait for them."""
-    for wait_s in (longest_s, STOP_TIMEOUT_S):
-        child.send_signal(signal.SIGINT)
-        try:
-            return child.wait(wait_s)
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
-            continue
-    child.kill()
-    return child.wait()

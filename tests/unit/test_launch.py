@@ -1,11 +1,13 @@
 """`flux-serve serve`: its greeting, its signals and its exit status, over a scripted `serve`."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,11 +24,13 @@ RUN = """
 import sys
 from pathlib import Path
 sys.executable = sys.argv[1]  # what the launcher starts
-from serve_app.launch import serve_file
-sys.exit(serve_file(Path(sys.argv[2])))
+from serve_app import launch
+launch.STOP_TIMEOUT_S = float(sys.argv[3])
+sys.exit(launch.serve_file(Path(sys.argv[2])))
 """
 SERVE = f"""#!{sys.executable}
-import http.server, sys, yaml
+import http.server, os, sys, yaml
+open("pid", "w").write(str(os.getpid()))
 class Ready(http.server.BaseHTTPRequestHandler):
     asked = 0
     def do_GET(self):
@@ -50,8 +54,11 @@ STUBBORN_SERVE = SERVE.replace(
     except KeyboardInterrupt:
         print("stopped at once", flush=True)""",
 )
+DEAF_SERVE = SERVE.replace(
+    "try:", "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\ntry:"
+)
 FAILING_SERVE = f"#!{sys.executable}\nimport sys\nsys.exit(7)\n"
-Launch = Callable[[str], "subprocess.Popen[str]"]
+Launch = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
@@ -70,12 +77,12 @@ def launch(tmp_path: Path, config: Path) -> Iterator[Launch]:
     """Runs the launcher in a process of its own, with a script in the place of `serve`."""
     processes: list[subprocess.Popen[str]] = []
 
-    def run(script: str) -> "subprocess.Popen[str]":
+    def run(script: str, stop_timeout_s: float = 60) -> "subprocess.Popen[str]":
         serve = tmp_path / "python"
         serve.write_text(script, encoding="utf-8")
         serve.chmod(0o755)
         environment = {**os.environ, "no_proxy": "*"}
-        command = [sys.executable, "-c", RUN, str(tmp_path / "python"), str(config)]
+        command = [sys.executable, "-c", RUN, str(serve), str(config), str(stop_timeout_s)]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
         )
@@ -84,9 +91,18 @@ def launch(tmp_path: Path, config: Path) -> Iterator[Launch]:
 
     yield run
     for process in processes:
-        if process.poll() is None:
-            process.kill()
+        process.kill()
+        with contextlib.suppress(OSError):  # it has ended, as it should have
+            os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
         process.communicate()
+
+
+def served(process: "subprocess.Popen[str]") -> tuple["subprocess.Popen[str]", Iterator[str]]:
+    """The launcher, once it has told that its child is ready, and what it prints from then on."""
+    assert process.stdout is not None
+    lines = iter(process.stdout.readline, "")
+    assert any("Ctrl-C stops it" in line for line in lines)
+    return process, lines
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "a supervisor"])
@@ -107,15 +123,35 @@ def test_it_greets_when_ready_and_stops_its_child_clean(
 
 
 def test_a_second_ctrl_c_does_not_wait_for_running_jobs(launch: Launch) -> None:
-    process = launch(STUBBORN_SERVE)
-    assert process.stdout is not None
-    lines = iter(process.stdout.readline, "")
-    assert any("Ctrl-C stops it" in line for line in lines)
+    process, lines = served(launch(STUBBORN_SERVE))
     process.send_signal(signal.SIGINT)
     assert any(line == "drawing\n" for line in lines)
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=60)
     assert rest == "stopped at once\n"
+
+
+@pytest.mark.parametrize("script", [STUBBORN_SERVE, DEAF_SERVE], ids=["stubborn", "deaf"])
+def test_whoever_hammers_on_ctrl_c_leaves_no_server_behind(launch: Launch, script: str) -> None:
+    process, _ = served(launch(script))
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        process.send_signal(signal.SIGINT)
+    # It ends when nobody has the pipe any more: the launcher, and what it started.
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+
+
+def test_a_server_that_does_not_stop_is_told_again_and_then_killed(
+    launch: Launch, config: Path
+) -> None:
+    data = yaml.safe_load(config.read_text(encoding="utf-8"))
+    data["applications"][0]["args"]["limits"] = {"request_timeout_s": 0.2}
+    config.write_text(yaml.safe_dump(data), encoding="utf-8")
+    process, _ = served(launch(DEAF_SERVE, stop_timeout_s=0.2))
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 256 - signal.SIGKILL
 
 
 def test_a_child_that_fails_gives_its_status(launch: Launch) -> None:
