@@ -30,6 +30,8 @@ CONFIRM_S = 3.0
 After an outage of the database as long again: the write that met it has to fail first."""
 AFTERMATH_S = 30.0
 """What was killed is away until a busy machine has started another."""
+SHOWN_S = 20.0
+"""Around a wrong: the faults that its report names."""
 KILLS = ("kill gateway", "kill model", "kill node", "kill controller")
 CAUSES: dict[str, tuple[str, ...]] = {
     "internal_error": ("kill gateway", "kill node"),
@@ -62,6 +64,8 @@ class HoldRow:
     captured_units: int
     state: str
     undelivered_by: str | None = None
+    resolved_at: str = ""
+    """For those who look for the cause of a wrong."""
 
     @property
     def ended(self) -> bool:
@@ -75,6 +79,7 @@ class Reckoning:
     wrongs: list[str] = field(default_factory=list)
     charged: int = 0
     """Units captured for the attempts that were reckoned."""
+    faults: Sequence[Fault] = ()
 
 
 def reckon(
@@ -91,7 +96,7 @@ def reckon(
         charge_s: for how long a gateway may be about to charge what it has delivered.
     """
     by_request = {hold.request_id: hold for hold in holds}
-    found = Reckoning()
+    found = Reckoning(faults=faults)
     keyed: dict[str, list[tuple[Attempt, HoldRow | None]]] = {}
     for attempt in attempts:
         hold = by_request.pop(attempt.request_id, None)
@@ -126,8 +131,14 @@ def _wrong(found: Reckoning, attempt: Attempt, hold: HoldRow | None, problem: st
     seen = f"status {attempt.status}, error {attempt.error}, pictures {len(attempt.pictures)}"
     more = f"finished {attempt.finished}, left {attempt.left}, broken {attempt.broken!r}"
     times = f"{attempt.began:.2f} to {attempt.ended:.2f}"
+    broken = ", ".join(
+        f"{fault.kind} {fault.began - attempt.began:+.1f} to {fault.ended - attempt.began:+.1f}"
+        for fault in found.faults
+        if fault.began - SHOWN_S < attempt.ended and attempt.began < fault.ended + SHOWN_S
+    )
     found.wrongs.append(
-        f"{problem}: {attempt.request_id} {attempt.body} {times}; {seen}, {more}; {hold}"
+        f"{problem}: {attempt.request_id} {attempt.body} {times}; {seen}, {more}; {hold}; "
+        f"broken, in seconds from its beginning: {broken}"
     )
 
 

@@ -222,7 +222,8 @@ class System:
     def holds(self, prefix: str = "") -> list[HoldRow]:
         """Holds whose request ids start so."""
         query = text(
-            "SELECT id, request_id, units, captured_units, state, undelivered_by FROM holds "
+            "SELECT id, request_id, units, captured_units, state, undelivered_by, "
+            "CAST(resolved_at AS TEXT) FROM holds "
             "WHERE request_id LIKE :pattern"
         )
 
