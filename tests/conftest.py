@@ -48,6 +48,8 @@ def pytest_configure() -> None:
     # Each node would start a worker for each of its CPUs, which these tests never use.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     os.environ.setdefault("RAY_enable_worker_prestart", "0")
+    # How often each node looks through all its processes for a dashboard that nobody opens.
+    os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

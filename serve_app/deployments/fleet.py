@@ -2,7 +2,7 @@
 
 Data flow: `ingress.admin` -> `Fleet` -> controller -> `ReplicaStatus` by model id. `serve.status()`
 leaves out the target, so this reads the details that it is made from. Whoever asks meanwhile waits
-for the question under way; a job does not wait long, and makes do with the answer before.
+for the question under way; jobs and probes do not wait long, and make do with the answer before.
 """
 
 import asyncio
@@ -27,9 +27,10 @@ logger = logging.getLogger(__name__)
 
 MAX_AGE_S = 1.0
 """How long an answer is reused: operators' tools must not load the controller."""
-BOUNDS_TIMEOUT_S = 1.0
-"""How long a job or a quote waits to learn how many replicas there are. After that it goes by the
-last answer, as a burst that makes the controller slow is just what must be refused."""
+WAIT_S = 1.0
+"""How long a job, a quote or a probe waits for a new answer. After that it goes by the last one: a
+burst that makes the controller slow is just what must be refused, and jobs do not pass through the
+controller, so one that is away makes no gateway useless."""
 ASK_TIMEOUT_S = 30.0
 """When a question counts as lost. A busy controller takes seconds, one that restarts some more."""
 STARTING = ("STARTING", "UPDATING", "RECOVERING")
@@ -75,16 +76,23 @@ class Fleet:
         await self()
         return self._deployments
 
-    async def bounds(self, model_id: str) -> ReplicaBounds | None:
-        """Of one model, as last known; None where the controller has never answered."""
+    async def last_known(self) -> Mapping[str, DeploymentDetails | None] | None:
+        """As `deployments`, soon; None where the controller has never answered."""
         try:
-            async with asyncio.timeout(BOUNDS_TIMEOUT_S):
+            async with asyncio.timeout(WAIT_S):
                 await self()
         except (TimeoutError, Unavailable):
             if self._answer is None:
                 return None
-        assert self._answer is not None
-        return ReplicaBounds(self._answer[model_id].running, _most(self._deployments[model_id]))
+        return self._deployments
+
+    async def bounds(self, model_id: str) -> ReplicaBounds | None:
+        """Of one model, as last known."""
+        found = await self.last_known()
+        if found is None:
+            return None
+        deployment = found[model_id]
+        return ReplicaBounds(_counts(deployment).running, _most(deployment))
 
     def _ask(self) -> tuple[Mapping[str, ReplicaStatus], Mapping[str, DeploymentDetails | None]]:
         try:

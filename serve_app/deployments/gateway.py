@@ -102,7 +102,7 @@ class _Gateway:
         self.service = ImageService(config, Catalogue(tuple(served)), ledger, store, generators)
         watching = watch_forever(self.ledger, self.fleet, self.record, config)
         self._watcher = asyncio.create_task(watching)
-        self._ready = Readiness(config.models, self.fleet)
+        self._ready = Readiness(self.fleet)
         self._ready_watcher = asyncio.create_task(self._ready.watch())
         self._sweeper = asyncio.create_task(self._sweep_holds())
         self._beater = asyncio.create_task(self._beat())

@@ -1,31 +1,26 @@
 """Readiness: whether a model can take a job, and if none can, what each is waiting for.
 
-Data flow: Serve's controller, Ray's nodes -> `Readiness` -> `/ready` and the log. The controller is
-asked about states at most once a second. What is missing is looked up by a task of its own, every
-few seconds, so that it stands in the log even where nobody probes.
+Data flow: `Fleet` (Serve's controller), Ray's nodes -> `Readiness` -> `/ready` and the log. What is
+missing is looked up by a task of its own, every few seconds, so that it stands in the log even
+where nobody probes.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import ray
-from ray import serve
 from ray._private.state import available_resources_per_node
 from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 from ray.serve.schema import DeploymentDetails
 
-from serve_app.config import ModelConfig
 from serve_app.deployments.fleet import Fleet
 from serve_app.deployments.shortage import Node, shortage
 from serve_app.errors import Unavailable
 
 logger = logging.getLogger(__name__)
 
-MAX_AGE_S = 1.0
-"""How long an answer of Serve's controller is reused: probes must not load it."""
 WATCH_EVERY_S = 5.0
 """How often each gateway looks for what is missing: soon enough for a person, little work."""
 ABLE_STATES = frozenset({"HEALTHY", "UPSCALING", "DOWNSCALING"})
@@ -36,19 +31,14 @@ NOT_YET = "No model can serve yet."
 class Readiness:
     """Of the models of one application."""
 
-    def __init__(self, models: Sequence[ModelConfig], fleet: Fleet) -> None:
-        self._names = frozenset(model.deployment_name for model in models)
+    def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self._asked: tuple[float, bool] = (0.0, False)
         self._missing: Mapping[str, str] = {}
 
     async def __call__(self) -> str | None:
-        """Why no model can take a job; None when one can."""
-        asked_s, ready = self._asked
-        if time.monotonic() - asked_s > MAX_AGE_S:
-            ready = await asyncio.to_thread(self._ask_controller)
-            self._asked = (time.monotonic(), ready)
-        if ready:
+        """Why no model can take a job, as far as is known; None when one can."""
+        deployments = await self._fleet.last_known() or {}
+        if any(details is not None and _able(details) for details in deployments.values()):
             return None
         return " ".join(self._missing.values()) or NOT_YET
 
@@ -85,18 +75,10 @@ class Readiness:
             logger.info("Model %s waits no more.", model_id)
         self._missing = missing
 
-    def _ask_controller(self) -> bool:
-        try:
-            applications = serve.status().applications
-        except (RayError, RayServeException):
-            logger.warning("Serve's controller does not answer", exc_info=True)
-            return False
-        for app in applications.values():
-            for name, deployment in app.deployments.items():
-                running = deployment.replica_states.get("RUNNING", 0)
-                if name in self._names and (running or deployment.status.value in ABLE_STATES):
-                    return True
-        return False
+
+def _able(details: DeploymentDetails) -> bool:
+    running = any(replica.state.value == "RUNNING" for replica in details.replicas)
+    return running or details.status.value in ABLE_STATES
 
 
 def _waited_s(details: DeploymentDetails) -> float | None:

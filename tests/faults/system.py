@@ -80,11 +80,10 @@ class Platform:
         address = ray.get_runtime_context().gcs_address
         ray_command = str(Path(sys.executable).with_name("ray"))
         options = ["--address", address, "--num-cpus=4", "--num-gpus=1", "--block"]
-        memory = "--object-store-memory=100000000"
+        # One a machine: another would read the same files once more.
+        options += ["--object-store-memory=100000000", "--include-log-monitor=False"]
         with (self.folder / "node.log").open("ab") as log:
-            self.second = subprocess.Popen(
-                [ray_command, "start", *options, memory], stdout=log, stderr=log
-            )
+            self.second = subprocess.Popen([ray_command, "start", *options], stdout=log, stderr=log)
         eventually(lambda: len(alive_nodes()) == 2, "the second node joins")
 
     def kill_node(self) -> None:

@@ -1,7 +1,8 @@
 """The gateway's own duties, without Serve: its start, its sweeps, its readiness, its end."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,17 +10,16 @@ from typing import Any
 
 import httpx
 import pytest
-from ray import serve
-from ray.serve.exceptions import RayServeException
 
 from serve_app.config import AppConfig
+from serve_app.deployments import fleet
 from serve_app.deployments.gateway import _Gateway
 from serve_app.errors import LedgerUnavailable
 from serve_app.metering.sql import SqlLedger
 from serve_app.metering.types import HoldRequest
+from tests.unit.deployments.controller_kit import Controller
 
 KEY = "sk-local-development"
-Deployments = Callable[..., None]
 
 
 @pytest.fixture
@@ -51,28 +51,23 @@ async def start(config: AppConfig) -> Any:
     return gateway
 
 
-@pytest.fixture
-async def gateway(config: AppConfig) -> AsyncIterator[Any]:
+@asynccontextmanager
+async def started(config: AppConfig) -> AsyncIterator[Any]:
+    """A gateway; it asks the controller at its very start."""
     made = await start(config)
     yield made
     await made.stop()
 
 
 @pytest.fixture
-def deployments(monkeypatch: pytest.MonkeyPatch) -> Deployments:
-    """What Serve's controller answers: deployment name -> (status, running replicas)."""
+async def gateway(config: AppConfig) -> AsyncIterator[Any]:
+    async with started(config) as made:
+        yield made
 
-    def answer(**found: tuple[str, int]) -> None:
-        listed = {
-            name.replace("_", "-"): SimpleNamespace(
-                status=SimpleNamespace(value=status), replica_states={"RUNNING": running}
-            )
-            for name, (status, running) in found.items()
-        }
-        status = SimpleNamespace(applications={"flux-serve": SimpleNamespace(deployments=listed)})
-        monkeypatch.setattr(serve, "status", lambda: status)
 
-    return answer
+@pytest.fixture
+def controller(monkeypatch: pytest.MonkeyPatch) -> Controller:
+    return Controller(monkeypatch)
 
 
 async def get(gateway: Any, path: str) -> httpx.Response:
@@ -104,36 +99,52 @@ async def test_it_makes_the_development_account_once(gateway: Any, config: AppCo
     ],
 )
 async def test_it_is_ready_when_a_model_can_take_a_job(
-    gateway: Any, deployments: Deployments, status: str, running: int, ready: int
+    controller: Controller, config: AppConfig, status: str, running: int, ready: int
 ) -> None:
-    deployments(FluxModel_tiny=(status, running), Gateway=("HEALTHY", 1))
-    assert (await get(gateway, "/ready")).status_code == ready
+    controller.ours["FluxModel-tiny"] = (["RUNNING"] * running, 1, None, status)
+    async with started(config) as gateway:
+        assert (await get(gateway, "/ready")).status_code == ready
 
 
-async def test_another_applications_health_is_not_its_readiness(
-    gateway: Any, deployments: Deployments
+async def test_another_models_health_is_not_its_readiness(
+    controller: Controller, config: AppConfig
 ) -> None:
-    deployments(Gateway=("HEALTHY", 1), FluxModel_other=("HEALTHY", 1))
-    assert (await get(gateway, "/ready")).status_code == 503
+    controller.ours["FluxModel-other"] = (["RUNNING"], 1)
+    controller.applications["theirs"] = {"FluxModel-tiny": (["RUNNING"], 1)}
+    async with started(config) as gateway:
+        assert (await get(gateway, "/ready")).status_code == 503
 
 
 async def test_probes_ask_the_controller_once_a_second(
-    gateway: Any, deployments: Deployments
+    controller: Controller, config: AppConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deployments(FluxModel_tiny=("HEALTHY", 1))
-    assert (await get(gateway, "/ready")).status_code == 200
-    deployments(FluxModel_tiny=("DEPLOY_FAILED", 0))
-    assert (await get(gateway, "/ready")).status_code == 200
+    monkeypatch.setattr(fleet, "time", SimpleNamespace(monotonic=lambda: 100.0))
+    controller.ours["FluxModel-tiny"] = (["RUNNING"], 1)
+    async with started(config) as gateway:
+        assert (await get(gateway, "/ready")).status_code == 200
+        controller.ours["FluxModel-tiny"] = ([], 1, None, "DEPLOY_FAILED")
+        assert (await get(gateway, "/ready")).status_code == 200
+    assert controller.asked == 1
 
 
-async def test_a_controller_that_does_not_answer_is_a_503(
-    gateway: Any, monkeypatch: pytest.MonkeyPatch
+async def test_a_controller_that_never_answered_is_a_503(
+    controller: Controller, config: AppConfig
 ) -> None:
-    def status() -> Any:
-        raise RayServeException("There is no Serve instance running on this Ray cluster.")
+    controller.away = True
+    async with started(config) as gateway:
+        assert (await get(gateway, "/ready")).status_code == 503
 
-    monkeypatch.setattr(serve, "status", status)
-    assert (await get(gateway, "/ready")).status_code == 503
+
+async def test_a_controller_that_goes_away_makes_no_gateway_useless(
+    controller: Controller, config: AppConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "MAX_AGE_S", -1)
+    controller.ours["FluxModel-tiny"] = (["RUNNING"], 1)
+    async with started(config) as gateway:
+        assert (await get(gateway, "/ready")).status_code == 200
+        asked, controller.away = controller.asked, True
+        assert (await get(gateway, "/ready")).status_code == 200
+        assert controller.asked > asked
 
 
 async def test_it_expires_what_a_crash_left_open_at_its_start(config: AppConfig) -> None:

@@ -8,15 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray import serve
 
-from serve_app.config import ModelConfig
 from serve_app.deployments import readiness as module
 from serve_app.deployments.readiness import NOT_YET, Readiness
 from serve_app.deployments.shortage import Node
 from serve_app.errors import Unavailable
 
-MODELS = (ModelConfig(id="big", source="embedded:flux-mini", num_gpus=1),)
 SENTENCE = "Model big waits for 1 GPU; the cluster has 0."
 WITHOUT_GPU, WITH_GPU = Node({"CPU": 8.0}, {"CPU": 8.0}), Node({"GPU": 1.0}, {"GPU": 1.0})
 
@@ -31,27 +28,25 @@ class Cluster:
         self.status = "UPDATING"
         self.down, self.asked_while_down = False, 0
         monkeypatch.setattr(module, "_nodes", lambda: self.nodes)
-        monkeypatch.setattr(module, "MAX_AGE_S", -1.0)
         monkeypatch.setattr(module, "WATCH_EVERY_S", 0.001)
-        monkeypatch.setattr(serve, "status", self.serve_status)
-
-    def serve_status(self) -> Any:
-        deployment = SimpleNamespace(
-            status=SimpleNamespace(value=self.status), replica_states={self.state: 1}
-        )
-        application = SimpleNamespace(deployments={"FluxModel-big": deployment})
-        return SimpleNamespace(applications={"flux-serve": application})
 
     async def deployments(self) -> Any:
         if self.down:
             self.asked_while_down += 1
             raise Unavailable("no controller")
+        return await self.last_known()
+
+    async def last_known(self) -> Any:
         replica = SimpleNamespace(
             state=SimpleNamespace(value=self.state),
             node_id=self.node_id,
             start_time_s=time.time(),
         )
-        details = SimpleNamespace(replicas=[replica], required_resources={"GPU": 1})
+        details = SimpleNamespace(
+            status=SimpleNamespace(value=self.status),
+            replicas=[replica],
+            required_resources={"GPU": 1},
+        )
         return {"big": details, "not deployed": None}
 
 
@@ -62,7 +57,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 @pytest.fixture
 def readiness(cluster: Cluster) -> Readiness:
-    return Readiness(MODELS, cluster)  # type: ignore[arg-type]  # answers as `Fleet` does
+    return Readiness(cluster)  # type: ignore[arg-type]  # answers as `Fleet` does
 
 
 async def test_a_replica_that_no_node_can_take_is_told_with_what_it_needs(

@@ -1,0 +1,64 @@
+"""A controller of Serve that says what a test wants, for what asks it through `Fleet`."""
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray import serve
+from ray.serve.exceptions import RayServeException
+from ray.serve.schema import DeploymentSchema, ReplicaDetails
+
+from serve_app.deployments import fleet
+
+
+class Controller:
+    """What the cluster runs, by application and deployment; counts how often it is asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked = 0
+        self.ours: dict[str, tuple[Any, ...]] = {}
+        """Arguments of `details`, by deployment."""
+        self.applications = {"ours": self.ours}
+        context = SimpleNamespace(app_name="ours")
+        monkeypatch.setattr(serve, "get_replica_context", lambda: context)
+        handle = SimpleNamespace(get_serve_instance_details=SimpleNamespace(remote=lambda: self))
+        client = SimpleNamespace(_controller=handle)
+        monkeypatch.setattr(fleet, "_get_global_client", lambda: client)
+        monkeypatch.setattr(fleet, "ray", SimpleNamespace(get=lambda asked, timeout: asked.get()))
+        monkeypatch.setattr(fleet, "ServeInstanceDetails", SimpleNamespace)
+        self.answers = threading.Event()
+        self.answers.set()
+
+        """Cleared: questions wait."""
+        self.away = False
+
+    def get(self) -> dict[str, Any]:
+        self.asked += 1
+        if self.away:
+            raise RayServeException("There is no Serve instance running on this Ray cluster.")
+        assert self.answers.wait(10)
+        assert threading.current_thread() is not threading.main_thread(), "it blocks"
+        return {
+            "applications": {
+                name: SimpleNamespace(
+                    deployments={key: details(*value) for key, value in found.items()}
+                )
+                for name, found in self.applications.items()
+            }
+        }
+
+
+def details(states: list[str], target: int, scaling: Any = None, status: str = "HEALTHY") -> Any:
+    """What Serve says of a deployment with replicas in these states."""
+    replicas = [
+        ReplicaDetails.model_construct(state=SimpleNamespace(value=state)) for state in states
+    ]
+    entry = {} if scaling is None else {"autoscaling_config": scaling}
+    config = DeploymentSchema(name="x", **entry)  # Serve's own, with its mark for what is not set
+    return SimpleNamespace(
+        status=SimpleNamespace(value=status),
+        replicas=replicas,
+        target_num_replicas=target,
+        deployment_config=config,
+    )
