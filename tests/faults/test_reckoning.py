@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 
 from tests.faults.clients import Attempt
-from tests.faults.reckoning import Fault, HoldRow, reckon
+from tests.faults.reckoning import CONFIRM_S, Fault, HoldRow, reckon
 
 PRICE = 256 * 256
 ERROR = {"message": "no", "type": "server_error", "param": None, "code": "internal_error"}
 KILL = Fault("kill gateway", 10.5, 10.5)
 LATER = Fault("kill gateway", 14.0, 14.0)
+ENDED = 11.0
 OUTAGE = Fault("stall database", 9.0, 13.0)
 CHARGE_S = 5.0
 PROXY = Fault("kill proxy", 10.5, 12.0)
@@ -21,7 +22,7 @@ AWAY = Fault("store away", 10.0, 11.0)
 def attempt(name: str = "r", **seen: Any) -> Attempt:
     stream = seen.pop("stream", False)
     body = {"size": "256x256", "n": 2, "stream": stream}
-    made = Attempt(name, body, began=10.0, ended=11.0)
+    made = Attempt(name, body, began=10.0, ended=ENDED)
     return replace(made, **seen)
 
 
@@ -32,6 +33,10 @@ def served(name: str = "r", **seen: Any) -> Attempt:
 def failed(status: int = 500, code: str = "internal_error", **seen: Any) -> Attempt:
     error = {**ERROR, "code": code}
     return attempt(**{"status": status, "finished": True, "error": error, **seen})
+
+
+def gateway_killed(at: float) -> Fault:
+    return Fault("kill gateway", at, at)
 
 
 def hold(units: int, name: str = "r", state: str = "") -> HoldRow:
@@ -116,6 +121,8 @@ def test_a_wrong_end_is_found(seen: Attempt, units: int, faults: list[Fault]) ->
 NODE = Fault("kill node", 10.5, 12.0)
 SOON = Fault("kill gateway", 11.6, 11.6)
 """After the reply, before it was confirmed."""
+CONFIRMED = ENDED + CONFIRM_S + 0.1
+"""From now on a gateway has had the time."""
 
 
 @pytest.mark.parametrize(
@@ -128,10 +135,11 @@ SOON = Fault("kill gateway", 11.6, 11.6)
         (attempt(left=True), [LATER], "client left, refunded"),
         (served(), [KILL], "given away"),
         (served(), [SOON], "given away"),
-        (served(), [OUTAGE, Fault("kill gateway", 17.0, 17.0)], "given away"),
+        (served(), [gateway_killed(CONFIRMED - 0.2)], "given away"),
+        (served(), [OUTAGE, gateway_killed(OUTAGE.ended + 2 * CONFIRM_S - 0.1)], "given away"),
         (
             served(),
-            [Fault("database locked", 13.0, 15.0), Fault("kill node", 20.0, 22.0)],
+            [Fault("database locked", 13.0, 30.0), Fault("kill node", 35.0, 37.0)],
             "given away",
         ),
     ],
@@ -152,9 +160,9 @@ def test_a_refund_is_explained_by_a_gateway_that_died_with_the_reply(
         (served(), [OUTAGE]),
         (served(), [Fault("stall gateway", 10.0, 12.0)]),
         (served(), [Fault("kill gateway", 9.0, 9.0)]),  # before it began
-        (served(), [Fault("kill gateway", 14.5, 14.5)]),  # it had time to confirm
-        (served(), [Fault("database locked", 14.5, 15.0), Fault("kill gateway", 15.5, 15.5)]),
-        (served(), [OUTAGE, Fault("kill gateway", 19.5, 19.5)]),
+        (served(), [gateway_killed(CONFIRMED)]),
+        (served(), [Fault("database locked", CONFIRMED, 99.0), gateway_killed(CONFIRMED + 0.1)]),
+        (served(), [OUTAGE, gateway_killed(OUTAGE.ended + 2 * CONFIRM_S + 0.1)]),
         (served(stream=True), [KILL]),  # charged after it was sent
         (served(key="k"), [KILL]),  # fetchable
         (attempt(left=True), []),
