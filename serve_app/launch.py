@@ -5,6 +5,7 @@ run` that finishes its jobs before it stops) -> poll `/ready` -> print URL, key 
 paste. Signals go to the child; nothing here serves anything.
 """
 
+import http.client
 import json
 import os
 import signal
@@ -13,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from math import ceil
 from pathlib import Path
@@ -50,9 +50,14 @@ def serve_file(path: Path) -> int:
         env=environment,
     )
     stopping.take(child)
-    if _wait_until_ready(child, address, stopping):
-        print(greeting(config, address), flush=True)
-    return child.wait()
+    try:
+        if _wait_until_ready(child, address, stopping):
+            print(greeting(config, address), flush=True)
+        return child.wait()
+    finally:
+        if child.poll() is None:  # nobody reads our output any more, say: it must not stay alone
+            stopping.ask()
+            child.wait()
 
 
 class Stopping:
@@ -60,6 +65,7 @@ class Stopping:
 
     The first lets it finish its jobs, the second does not, the third kills it. None of them
     interrupts what goes on here: else one that comes at a bad moment would leave the child alone.
+    A terminal that is closed counts, too, unless it is to be ignored (`nohup`).
     """
 
     def __init__(self, longest_s: float) -> None:
@@ -67,27 +73,31 @@ class Stopping:
         self.asked = 0
         self._waits_s = (longest_s, STOP_TIMEOUT_S)
         self._child: subprocess.Popen[bytes] | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell had them ignored
+        numbers = [signal.SIGINT, signal.SIGTERM]  # also where a shell had them ignored
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        for number in numbers:
             signal.signal(number, lambda *_: self.ask())
 
     def take(self, child: subprocess.Popen[bytes]) -> None:
         """From now on there is a child; it is told if it was asked for before."""
         self._child = child
         if self.asked:
-            self._tell(child)
+            self._tell(child, self.asked)
 
     def ask(self) -> None:
         """Once more."""
-        self.asked += 1
+        self.asked = asked = self.asked + 1
         if self._child is not None:
-            self._tell(self._child)
+            self._tell(self._child, asked)
 
-    def _tell(self, child: subprocess.Popen[bytes]) -> None:
-        if self.asked > len(self._waits_s):
+    def _tell(self, child: subprocess.Popen[bytes], asked: int) -> None:
+        """`asked` is handed on, as one more signal may come in the middle of this."""
+        if asked > len(self._waits_s):
             child.kill()
             return
         child.send_signal(signal.SIGINT)
-        patience = threading.Timer(self._waits_s[self.asked - 1], self._lose_it, [self.asked])
+        patience = threading.Timer(self._waits_s[asked - 1], self._lose_it, [asked])
         patience.daemon = True
         patience.start()
 
@@ -164,6 +174,6 @@ def _wait_until_ready(child: subprocess.Popen[bytes], address: str, stopping: St
         try:
             with urllib.request.urlopen(f"{address}/ready", timeout=PROBE_TIMEOUT_S):
                 return True
-        except (urllib.error.URLError, OSError):
+        except (OSError, http.client.HTTPException):  # also an HTTP status that is an error
             time.sleep(POLL_INTERVAL_S)
     return False

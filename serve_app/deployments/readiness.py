@@ -15,7 +15,7 @@ from ray._private.state import available_resources_per_node
 from ray.exceptions import RayError
 from ray.serve.schema import DeploymentDetails
 
-from serve_app.deployments.fleet import Fleet
+from serve_app.deployments.fleet import RUNNING, Fleet
 from serve_app.deployments.shortage import Node, shortage
 from serve_app.errors import Unavailable
 
@@ -77,7 +77,7 @@ class Readiness:
 
 
 def _able(details: DeploymentDetails) -> bool:
-    running = any(replica.state.value == "RUNNING" for replica in details.replicas)
+    running = any(replica.state.value in RUNNING for replica in details.replicas)
     return running or details.status.value in ABLE_STATES
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -47,12 +48,15 @@ except KeyboardInterrupt:
 """
 STUBBORN_SERVE = SERVE.replace(
     'print("stopped clean", flush=True)',
-    """print("drawing", flush=True)
-    import time
+    """import time
     try:
+        print("drawing", flush=True)
         time.sleep(600)
     except KeyboardInterrupt:
         print("stopped at once", flush=True)""",
+)
+SILENT_SERVE = SERVE.replace('print("serving", sys.argv[1:], flush=True)', "").replace(
+    'print("stopped clean", flush=True)', "pass"
 )
 DEAF_SERVE = SERVE.replace(
     "try:", "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\ntry:"
@@ -84,7 +88,12 @@ def launch(tmp_path: Path, config: Path) -> Iterator[Launch]:
         environment = {**os.environ, "no_proxy": "*"}
         command = [sys.executable, "-c", RUN, str(serve), str(config), str(stop_timeout_s)]
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
         )
         processes.append(process)
         return process
@@ -92,8 +101,10 @@ def launch(tmp_path: Path, config: Path) -> Iterator[Launch]:
     yield run
     for process in processes:
         process.kill()
-        with contextlib.suppress(OSError):  # it has ended, as it should have
-            os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+        with contextlib.suppress(OSError, ValueError, psutil.Error):  # it has ended, as it should
+            child = psutil.Process(int((tmp_path / "pid").read_text()))
+            if str(tmp_path) in " ".join(child.cmdline()):
+                child.kill()
         process.communicate()
 
 
@@ -105,7 +116,11 @@ def served(process: "subprocess.Popen[str]") -> tuple["subprocess.Popen[str]", I
     return process, lines
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "a supervisor"])
+@pytest.mark.parametrize(
+    "stop",
+    [signal.SIGINT, signal.SIGTERM, signal.SIGHUP],
+    ids=["Ctrl-C", "a supervisor", "a closed terminal"],
+)
 def test_it_greets_when_ready_and_stops_its_child_clean(
     launch: Launch, config: Path, stop: signal.Signals
 ) -> None:
@@ -131,15 +146,24 @@ def test_a_second_ctrl_c_does_not_wait_for_running_jobs(launch: Launch) -> None:
     assert rest.strip() == "stopped at once"  # the greeting ends with an empty line
 
 
+def test_when_nobody_reads_its_output_the_server_does_not_stay_alone(launch: Launch) -> None:
+    process = launch(SILENT_SERVE)
+    assert process.stdout is not None
+    process.stdout.close()  # before the greeting
+    assert process.stderr is not None
+    assert "BrokenPipeError" in process.stderr.read()  # ends when neither of the two is left
+    assert process.wait(60) != 0
+
+
 @pytest.mark.parametrize("script", [STUBBORN_SERVE, DEAF_SERVE], ids=["stubborn", "deaf"])
 def test_whoever_hammers_on_ctrl_c_leaves_no_server_behind(launch: Launch, script: str) -> None:
     process, _ = served(launch(script))
     deadline = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < deadline:
         process.send_signal(signal.SIGINT)
-    # It ends when nobody has the pipe any more: the launcher, and what it started.
-    process.communicate(timeout=60)
-    assert process.returncode != 0
+    # It ends when nobody has the pipes any more: the launcher, and what it started.
+    _, noise = process.communicate(timeout=60)
+    assert "launch.py" not in noise  # of a traceback
 
 
 def test_a_server_that_does_not_stop_is_told_again_and_then_killed(

@@ -142,9 +142,15 @@ async def test_a_controller_that_goes_away_makes_no_gateway_useless(
     controller.ours["FluxModel-tiny"] = (["RUNNING"], 1)
     async with started(config) as gateway:
         assert (await get(gateway, "/ready")).status_code == 200
-        asked, controller.away = controller.asked, True
-        assert (await get(gateway, "/ready")).status_code == 200
-        assert controller.asked > asked
+        controller.away = True
+        async with asyncio.timeout(30):
+            while not controller.refused:
+                assert (await get(gateway, "/ready")).status_code == 200
+        # Back, and it has yet to find the replicas again.
+        controller.ours["FluxModel-tiny"] = (["RECOVERING"], 1, None, "UPDATING")
+        controller.away, asked = False, controller.asked
+        while controller.asked < asked + 3:
+            assert (await get(gateway, "/ready")).status_code == 200
 
 
 async def test_it_expires_what_a_crash_left_open_at_its_start(config: AppConfig) -> None:
