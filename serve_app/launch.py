@@ -52,7 +52,8 @@ def serve_file(path: Path) -> int:
     stopping.take(child)
     try:
         if _wait_until_ready(child, address, stopping):
-            print(greeting(config, address), flush=True)
+            # In one piece: what the child prints must not come in between.
+            print(greeting(config, address), end="", flush=True)
         return child.wait()
     finally:
         if child.poll() is None:  # nobody reads our output any more, say: it must not stay alone
@@ -145,6 +146,7 @@ def greeting(config: AppConfig, address: str) -> str:
         f"    -d '{body}'",
         "",
         "  Ctrl-C stops it.",
+        "",
         "",
     ]
     return "\n".join(lines)
