@@ -25,9 +25,8 @@ FAILURES = {500, 503, 504}
 """What a client may be told while things break. All are free, and worth another try."""
 MARGIN_S = 1.0
 """A kill takes a moment to be seen by those who wait for the dead."""
-CONFIRM_S = 6.0
-"""Half a second until a delivery is confirmed, a stall of the gateway in between, a busy machine:
-where seventy processes wanted to run on two cores, 3 s left one refund unexplained.
+CONFIRM_S = 3.0
+"""Half a second until a delivery is confirmed, a stall of the gateway in between, a busy machine.
 After an outage of the database as long again: the write that met it has to fail first."""
 AFTERMATH_S = 30.0
 """What was killed is away until a busy machine has started another."""
