@@ -1,9 +1,8 @@
 """What the engine's tests share: jobs, the reference, and a gate between two steps."""
 
-import asyncio
 import io
+import linecache
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +13,16 @@ from PIL import Image
 
 from serve_app.engine.engine import Engine
 from serve_app.engine.job import GenerationJob
+from tests import machine
 
 TEXT_TOKENS = 24  # keeps the tiny models cheap; the engine's cap is part of what is tested
-PATIENCE_S = 20.0  # how long a test waits for what must happen; only a failing test gets there
 
 MakeEngine = Callable[..., Engine]
+
+
+def patience_s() -> float:
+    """How long a thread waits for its test; only a failing test gets there."""
+    return machine.MACHINE.allow()
 
 
 def quiet(pipeline: FluxPipeline) -> FluxPipeline:
@@ -52,7 +56,7 @@ class Gate:
         self.calls += 1
         self.batches.append(kwargs["hidden_states"].shape[0])
         if not self._open.is_set():
-            assert self._permits.acquire(timeout=PATIENCE_S)
+            assert self._permits.acquire(timeout=patience_s())
         if self.failing:
             raise RuntimeError("a secret of the machine")
 
@@ -100,7 +104,6 @@ def pixels(image: bytes) -> np.ndarray:
 
 async def until(happened: Callable[[], bool]) -> None:
     """Let the loop run until something has happened."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not happened():
-        assert time.monotonic() < deadline, "it never happened"
-        await asyncio.sleep(0.001)
+    code = happened.__code__  # the condition itself says best what was waited for
+    what = linecache.getline(code.co_filename, code.co_firstlineno).strip()
+    await machine.until(happened, what)

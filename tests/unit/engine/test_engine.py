@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 from diffusers import FluxPipeline
-from engine_kit import Gate, MakeEngine, is_empty, make_job, pixels, reference, until
+from engine_kit import Gate, MakeEngine, is_empty, make_job, patience_s, pixels, reference, until
 
 from serve_app.engine import codec
 from serve_app.engine.job import Finished, Queued, Step
@@ -121,7 +121,7 @@ async def test_a_job_joins_the_step_after_its_prompt_is_encoded(
     gate.close()
     running = asyncio.create_task(engine.generate(make_job("running", steps=3)))
     await until(lambda: gate.calls == 1)
-    handles = await asyncio.wait_for(engine.encode_prompts(["a", "b"]), 5)
+    handles = await engine.encode_prompts(["a", "b"])  # while the device stands still
     assert all(handle.pending for handle in handles)
     joining = [
         asyncio.create_task(engine.generate(make_job(handle.prompt, steps=1), handle))
@@ -163,7 +163,7 @@ async def test_images_are_encoded_beside_the_device(
 
     def slow_encode(*arguments: object) -> bytes:
         threads.append(threading.current_thread().name)
-        assert release.wait(20)
+        assert release.wait(patience_s())
         return encode(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(codec, "encode", slow_encode)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxPipeline
-from engine_kit import PATIENCE_S, Gate, MakeEngine, make_job, pixels, remembers_nothing, until
+from engine_kit import Gate, MakeEngine, make_job, patience_s, pixels, remembers_nothing, until
 
 from serve_app.config import EngineConfig, OptimizeConfig
 from serve_app.engine.engine import Engine
@@ -44,7 +44,7 @@ class Vae:
         self.threads.append(threading.current_thread().name)
         self.working += 1
         try:
-            assert self._open.wait(PATIENCE_S)
+            assert self._open.wait(patience_s())
             if self.failures:
                 raise self.failures.pop()
             return self._decode(*args, **options)
@@ -234,7 +234,7 @@ async def test_closing_drains_what_is_being_decoded(make_engine: MakeEngine, vae
     vae.hold()
     job = asyncio.create_task(engine.generate(make_job(steps=1)))
     await until(lambda: vae.working == 1)
-    closing = asyncio.create_task(engine.close(drain_s=PATIENCE_S))
+    closing = asyncio.create_task(engine.close(drain_s=patience_s()))
     await until(lambda: engine._board.refusal is not None)
     vae.let_go()
     assert len((await job).images) == 1

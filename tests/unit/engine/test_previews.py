@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxPipeline
-from engine_kit import PATIENCE_S, Gate, MakeEngine, make_job, pixels, until
+from engine_kit import TEXT_TOKENS, Gate, MakeEngine, make_job, patience_s, pixels, until
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +18,7 @@ from serve_app.engine import codec
 from serve_app.engine.engine import Engine
 from serve_app.engine.job import Event, Finished, GenerationJob, Preview, preview_steps
 from serve_app.engine.sampler import Sampler
+from serve_app.engine.text import PromptEncoder
 from tools.flux_mini.judge import describe
 
 
@@ -69,15 +70,50 @@ async def test_previews_come_in_order_before_their_image(make_engine: MakeEngine
             assert pixels(event.image).shape == (64, 96, 3)
 
 
-@pytest.mark.parametrize("config", [{}, {"step_batch_max_samples": 1}])
-async def test_previews_leave_the_image_bitwise_as_it_is(
-    make_engine: MakeEngine, config: dict[str, Any]
+async def test_previews_leave_the_image_of_a_sample_alone_bitwise_as_it_is(
+    make_engine: MakeEngine,
 ) -> None:
-    engine = make_engine(**config)
-    job = make_job(steps=5, seeds=(7, 8))
-    plain = await engine.generate(job)
+    engine = make_engine(step_batch_max_samples=1)
+    plain = await engine.generate(make_job(steps=5, seeds=(7, 8)))
     watched = await engine.generate(make_job(steps=5, seeds=(7, 8), previews=3))
     assert [one.image for one in watched.images] == [one.image for one in plain.images]
+
+
+def test_previews_leave_a_step_batch_bitwise_as_it_is(pipeline: FluxPipeline) -> None:
+    """The same two samples in the same batches: an engine would choose batches by their times."""
+    [vectors] = PromptEncoder(pipeline, TEXT_TOKENS, 0).encode(["a red circle"])
+    sampler = Sampler(pipeline, "cpu")
+
+    def drawn(steps_shown: tuple[int, ...]) -> tuple[list[torch.Tensor], list[np.ndarray], int]:
+        samples = [sampler.start(vectors, 64, 64, 5, 2.0, seed) for seed in (7, 8)]
+        shown = 0
+        for sample in samples:
+            sample.preview_steps = steps_shown
+        while not samples[0].done:
+            sampler.step(samples)
+            for sample in samples:
+                if sample.preview is not None:
+                    sampler.decode_latents(sample.preview, 64, 64)
+                    shown += 1
+        return [one.latents for one in samples], [sampler.decode(one) for one in samples], shown
+
+    plain, images, none = drawn(())
+    watched, same_images, previews = drawn(preview_steps(5, 3))
+    assert (none, previews) == (0, 6)
+    assert all(map(torch.equal, plain, watched))
+    assert all(map(np.array_equal, images, same_images))
+
+
+async def test_previews_move_the_image_of_a_sample_in_company_by_a_rounding_at_most(
+    make_engine: MakeEngine,
+) -> None:
+    """Which samples share a batch depends on how long steps took, previews or not."""
+    engine = make_engine()
+    plain = await engine.generate(make_job(steps=5, seeds=(7, 8)))
+    watched = await engine.generate(make_job(steps=5, seeds=(7, 8), previews=3))
+    for one, other in zip(plain.images, watched.images, strict=True):
+        difference = pixels(one.image).astype(int) - pixels(other.image)
+        assert abs(difference).max() <= 1
 
 
 async def test_nobody_pays_for_previews_that_nobody_wants(
@@ -164,7 +200,7 @@ async def test_a_slow_preview_is_not_overtaken(
         nonlocal calls
         calls += 1
         if calls == 1:
-            assert may_finish.wait(PATIENCE_S)
+            assert may_finish.wait(patience_s())
         return encode(*args)
 
     monkeypatch.setattr(codec, "encode", slow_first)
