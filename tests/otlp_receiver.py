@@ -7,9 +7,9 @@ the table of `serve_app.tracing`: what is not documented fails the test that mad
 import gzip
 import re
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -21,8 +21,10 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
 from serve_app.otlp import OtlpTracer
 from serve_app.tracing import ALL, ATTRIBUTES, REQUEST
+from tests.machine import eventually
 
-POLL_S = 0.05
+STOP_POLL_S = 0.01
+"""How soon the server's thread sees that it shall end."""
 PROMPT = "a private circle"
 """Of jobs whose spans are looked at: none may hold it."""
 Open = Callable[..., OtlpTracer]
@@ -62,7 +64,8 @@ class Receiver:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> "Receiver":
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        serving = partial(self._server.serve_forever, poll_interval=STOP_POLL_S)
+        threading.Thread(target=serving, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -82,12 +85,12 @@ class Receiver:
         self, check: Callable[[list[Received]], bool], trace_id: str, timeout_s: float = 60
     ) -> list[Received]:
         """The spans of a trace once they satisfy `check`; exporters send every few seconds."""
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            if check(found := self.trace(trace_id)):
-                return found
-            time.sleep(POLL_S)  # polling with a deadline
-        raise AssertionError(f"timed out; the trace has {[span.name for span in found]}")
+        try:
+            eventually(lambda: check(self.trace(trace_id)), f"trace {trace_id}", timeout_s)
+        except AssertionError as late:
+            names = [span.name for span in self.trace(trace_id)]
+            raise AssertionError(f"{late}; the trace has {names}") from None
+        return self.trace(trace_id)
 
     def _take(self, body: bytes) -> None:
         for group in ExportTraceServiceRequest.FromString(body).resource_spans:

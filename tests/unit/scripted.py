@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 from starlette.types import ASGIApp, Message
+from waiting import skip
 
 from serve_app.adminschema import ReplicaStatus
 from serve_app.config import AppConfig
@@ -129,6 +130,11 @@ class ScriptedGenerator:
         self.hanging.set()
         await asyncio.Event().wait()
         raise AssertionError("unreachable")
+
+    async def outlast(self, job: GenerationJob) -> GenerationResult:
+        """Hang, and let the deadline pass at once."""
+        skip(job.timeout_s)
+        return await self.hang(job)
 
     def failing(self, error: Exception) -> Act:
         async def act(job: GenerationJob) -> GenerationResult:

@@ -10,8 +10,10 @@ from idempotency_kit import KEY, assert_charged_once, draw, events, hold_key, is
 from scripted import World, error_of
 from second_gateway import second_gateway
 from stored import files
+from waiting import skip
 
 from serve_app.errors import GenerationFailed, LedgerUnavailable
+from tests.machine import until
 
 MakeWorld = Callable[..., Awaitable[World]]
 pytestmark = pytest.mark.usefixtures("no_waiting")
@@ -94,12 +96,12 @@ async def test_a_client_that_leaves_hands_its_key_to_the_one_that_waits(world: W
     await assert_charged_once(world)
 
 
-async def test_who_waits_for_longer_than_a_deadline_is_told_to_come_back(
-    make_world: MakeWorld,
-) -> None:
-    world = await make_world(limits={"request_timeout_s": 0.3})
+async def test_who_waits_for_longer_than_a_deadline_is_told_to_come_back(world: World) -> None:
     hold_id = await hold_key(world)
-    reply = await draw(world)
+    late = asyncio.create_task(draw(world))
+    await until(lambda: bool(world.service._claims._looks), "a request that waits for the key")
+    skip(world.config.limits.request_timeout_s)
+    reply = await late
     assert reply.status_code == 409
     assert error_of(reply)["code"] == "idempotency_key_in_use"
     assert reply.headers["x-should-retry"] == "true"

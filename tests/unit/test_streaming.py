@@ -221,9 +221,8 @@ async def test_images_that_cannot_be_stored_are_delivered_and_charged(world: Wor
     assert len(await files(world)) == 1
 
 
-async def test_past_the_deadline_only_what_came_before_is_charged(make_world: MakeWorld) -> None:
-    world = await make_world(limits={"request_timeout_s": 0.2})
-    world.generator.play = world.generator.showing_before(1, world.generator.hang)
+async def test_past_the_deadline_only_what_came_before_is_charged(world: World) -> None:
+    world.generator.play = world.generator.showing_before(1, world.generator.outlast)
     assert await failed_after(world, DeadlineExceeded) == [0]
     assert world.generator.cancelled.is_set()
     await assert_charged_for(world, 1)

@@ -32,3 +32,16 @@ async def until_asked(
         while not (found := await ask()):  # noqa: ASYNC110 nobody could set an event
             await asyncio.sleep(poll_s)
         return found
+
+
+def skip(seconds: float) -> None:
+    """Let the clock of this loop jump: what waits for less is due at once, on any machine."""
+    loop = asyncio.get_running_loop()
+    now = loop.time
+    loop.time = lambda: now() + seconds  # type: ignore[method-assign]
+
+
+async def turns(count: int = 5) -> None:
+    """Let whatever is due in this loop run."""
+    for _ in range(count):
+        await asyncio.sleep(0)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 import pytest
+from waiting import skip, turns, within
 
 from serve_app.deployments import beats
 from serve_app.deployments.beats import Beat, ReplicaSilent, with_beats, without_beats
@@ -13,7 +14,6 @@ from serve_app.deployments.beats import Beat, ReplicaSilent, with_beats, without
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(beats, "FIRST_BEAT_S", 0.01)
     monkeypatch.setattr(beats, "BEAT_S", 0.01)
-    monkeypatch.setattr(beats, "SILENCE_S", 0.2)
 
 
 async def test_events_come_in_order_and_soon_need_no_beat(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,8 @@ async def test_leaving_ends_the_events_at_once(way: str) -> None:
 
     messages = with_beats(events())
     assert await anext(messages) == Beat()
-    await asyncio.wait_for(begun.wait(), 10)
+    async with within("the events to begin"):
+        await begun.wait()
     if way == "close":
         await messages.aclose()
     else:
@@ -102,7 +103,8 @@ async def test_beats_alone_keep_a_replica_alive() -> None:
     async def messages() -> AsyncGenerator[int | Beat, None]:
         for _ in range(8):
             yield Beat()
-            await asyncio.sleep(0.05)  # all of them: twice the silence that is missed
+            await turns()  # it is heard, and the next silence begins
+            skip(beats.SILENCE_S / 4)  # all of them: twice the silence that is missed
         yield 1
 
     assert [one async for one in without_beats(messages())] == [1]
@@ -110,7 +112,9 @@ async def test_beats_alone_keep_a_replica_alive() -> None:
 
 async def test_the_first_message_may_take_as_long_as_a_replica_takes_to_start() -> None:
     async def messages() -> AsyncGenerator[int | Beat, None]:
-        await asyncio.sleep(2 * beats.SILENCE_S)
+        await turns()
+        skip(2 * beats.SILENCE_S)
+        await turns()
         yield Beat()
         yield 1
 
@@ -121,6 +125,8 @@ async def test_a_replica_that_falls_silent_is_missed() -> None:
     async def messages() -> AsyncGenerator[int | Beat, None]:
         yield Beat()
         yield 1
+        await turns()
+        skip(beats.SILENCE_S)
         await asyncio.Event().wait()
 
     events = without_beats(messages())
@@ -141,5 +147,6 @@ async def test_messages_are_read_as_they_come_and_not_as_they_are_taken() -> Non
 
     events = without_beats(messages())
     assert await anext(events) == 0
-    await asyncio.wait_for(read.wait(), 10)
+    async with within("the messages to be read"):
+        await read.wait()
     assert [one async for one in events] == [1, 2, 3, 4]

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from scripted import UNITS_1024, Connection, World, error_of, pictures, preview
+from waiting import skip, turns
 
 from serve_app.engine.job import Event, GenerationJob, Queued, Step
 from serve_app.errors import GenerationFailed, Overloaded
@@ -228,9 +229,8 @@ async def test_a_failure_midway_is_the_last_event(
     assert await world.charged() == UNITS_1024
 
 
-async def test_a_deadline_midway_is_told(make_world: MakeWorld) -> None:
-    world = await make_world(limits={"request_timeout_s": 0.2})
-    world.generator.play = world.generator.showing_before(1, world.generator.hang)
+async def test_a_deadline_midway_is_told(world: World) -> None:
+    world.generator.play = world.generator.showing_before(1, world.generator.outlast)
     reply = await world.draw(stream=True, n=2)
     _, (_, error) = parts(reply.text)
     assert error["error"]["code"] == "timeout"
@@ -251,44 +251,60 @@ async def test_the_stream_opens_as_soon_as_a_replica_has_the_job(world: World) -
 
 
 async def test_a_job_that_waits_for_a_replica_opens_the_stream_after_a_heartbeat(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World,
 ) -> None:
     """A model scaled to zero takes minutes; and then a failure can only be told in the stream."""
-    monkeypatch.setattr(sse, "HEARTBEAT_S", 0.02)
+    too_late = asyncio.Event()
 
     async def late(job: GenerationJob) -> AsyncGenerator[Event, None]:
-        await asyncio.sleep(0.1)
+        await too_late.wait()
         raise Overloaded("too late for a 503")
         yield
 
     world.generator.play = late
-    reply = await world.draw(stream=True)
-    assert reply.status_code == 200
-    assert reply.text.startswith(ALIVE)
-    ((_, error),) = parts(reply.text)
+    connection = Connection(world, STREAM)
+    request = connection.open()
+    await world.generator.started.wait()
+    await turns()
+    assert connection.sent == []
+    skip(sse.HEARTBEAT_S)
+    await connection.until_sent(2)
+    too_late.set()
+    await request
+    assert connection.sent[0]["status"] == 200
+    assert connection.body.startswith(ALIVE.encode())
+    ((_, error),) = parts(connection.body.decode())
     assert error["error"]["code"] == "server_is_overloaded"
     assert await world.charged() == 0
 
 
-async def test_a_silent_stream_shows_that_it_lives(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sse, "HEARTBEAT_S", 0.02)
+async def test_a_silent_stream_shows_that_it_lives(world: World) -> None:
+    may_finish = asyncio.Event()
 
     async def slow(job: GenerationJob) -> AsyncGenerator[Event, None]:
         yield Queued(job.job_id, 0)
         yield preview(job, 0, 0)
-        await asyncio.sleep(0.15)
+        await may_finish.wait()
         yield pictures(job, 1).images[0]
 
     world.generator.play = slow
-    reply = await world.draw(stream=True, partial_images=1)
-    assert [name for name, _ in parts(reply.text)] == [
+    connection = Connection(world, {**STREAM, "partial_images": 1})
+    request = connection.open()
+    await connection.until_sent(3)
+    for beats in range(1, 4):
+        await turns()
+        assert len(connection.sent) == 2 + beats
+        skip(sse.HEARTBEAT_S)
+        await connection.until_sent(3 + beats)
+    may_finish.set()
+    await request
+    text = connection.body.decode()
+    assert [name for name, _ in parts(text)] == [
         "image_generation.partial_image",
         "image_generation.completed",
     ]
-    between = reply.text.split("event: ")[1]
-    assert 2 <= between.count(ALIVE) <= 8
+    between = text.split("event: ")[1]
+    assert between.count(ALIVE) == 3  # one for each interval
 
 
 @pytest.mark.parametrize("images", [0, 1, 2])
@@ -367,15 +383,14 @@ async def test_an_image_that_could_not_be_sent_is_free_and_not_kept(world: World
 
 
 async def test_a_client_that_does_not_read_is_cut_off_at_the_deadline(
-    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(sse, "SEND_GRACE_S", 0.01)
-    world = await make_world(limits={"request_timeout_s": 0.1})
     connection = Connection(world, STREAM)
 
     async def send(message: Any) -> None:
         connection.sent.append(message)
         if b"image_generation.completed" in message.get("body", b""):
+            skip(world.config.limits.request_timeout_s)
             await asyncio.Event().wait()
 
     with caplog.at_level(logging.INFO):
