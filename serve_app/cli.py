@@ -82,11 +82,20 @@ def serve(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A Serve config file.")] = Path(
         "configs/local.yaml"
     ),
+    dashboard: Annotated[
+        bool,
+        typer.Option(
+            "--dashboard",
+            help="Start Ray's dashboard, too: a web page, and what `serve status` and "
+            "`serve deploy` talk to. About ten more processes. Without effect on a Ray cluster "
+            "that runs already.",
+        ),
+    ] = False,
 ) -> None:
-    """Check a config file, `serve run` it, and say where it listens. Ctrl-C stops it."""
+    """Check a config file, serve it, and say where it listens. Ctrl-C stops it."""
     from serve_app.launch import serve_file
 
-    raise typer.Exit(serve_file(file))
+    raise typer.Exit(serve_file(file, dashboard=dashboard))
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
-"""`flux-serve serve FILE`: Ray Serve's own `serve run`, plus a check before and a greeting after.
+"""`flux-serve serve FILE`: a server in a process of its own, and a greeting when it is ready.
 
-Data flow: config file -> `check_config_file` -> child process (`deployments.foreground`: `serve
-run` that finishes its jobs before it stops) -> poll `/ready` -> print URL, key and a request to
-paste. Signals go to the child; nothing here serves anything.
+Data flow: child process (`launched`: checks the config file, reports what is wrong with it, serves)
+-> problems, or: poll `/ready` -> print URL, key and a request to paste. Signals go to the child;
+nothing here serves anything. Must not import Ray: that takes as long as the child takes to load it.
 """
 
 import http.client
@@ -19,38 +19,46 @@ from math import ceil
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from serve_app.checkconfig import check_config_file
 from serve_app.config import AppConfig
 from serve_app.configfile import load_app_config, read_yaml
 from serve_app.engine.source import is_simulated
 from serve_app.errors import ConfigError
 
-POLL_INTERVAL_S = 0.5
+POLL_INTERVAL_S = 0.2
 PROBE_TIMEOUT_S = 5
 RESOURCES_VARIABLE = "RAY_OVERRIDE_RESOURCES"
 STOP_TIMEOUT_S = 60
 """Ray stops in about 10 s once the replicas have finished their jobs."""
-CHILD = "serve_app.deployments.foreground"
+CHILD = "serve_app.launched"
+INTERRUPTED = 130
+"""Exit status of a program that Ctrl-C ended, as shells have it."""
 
 
-def serve_file(path: Path) -> int:
-    """Serve a config file until interrupted; returns the exit status."""
-    problems = check_config_file(path)
-    if problems:
-        raise ConfigError("\n".join(problems))
-    config = load_app_config(path)
-    address = local_address(path)
-    refuse_taken(address)
-    environment = {**os.environ, **made_up_gpus(path, config)}
-    stopping = Stopping(config.limits.request_timeout_s + STOP_TIMEOUT_S)
+def serve_file(path: Path, *, dashboard: bool = False) -> int:
+    """Serve a config file until interrupted; returns the exit status.
+
+    Raises:
+        ConfigError: The file cannot be served; says why.
+    """
+    stopping = Stopping()
+    reported, report = os.pipe()
     # The child gets a process group of its own, so that Ctrl-C reaches it once, through us.
     child = subprocess.Popen(
-        [sys.executable, "-m", CHILD, str(path)],
+        [sys.executable, "-m", CHILD, str(path), str(report), *["--dashboard"] * dashboard],
         start_new_session=True,
-        env=environment,
+        pass_fds=[report],
     )
+    os.close(report)
     stopping.take(child)
     try:
+        with os.fdopen(reported) as pipe:
+            said = pipe.read()
+        if not said:  # it ended first, and has said why
+            return child.wait()
+        if problems := json.loads(said):
+            raise ConfigError("\n".join(problems))
+        config, address = load_app_config(path), local_address(path)
+        stopping.allow(config.limits.request_timeout_s)
         if _wait_until_ready(child, address, stopping):
             # In one piece: what the child prints must not come in between.
             print(greeting(config, address), end="", flush=True)
@@ -69,16 +77,19 @@ class Stopping:
     A terminal that is closed counts, too, unless it is to be ignored (`nohup`).
     """
 
-    def __init__(self, longest_s: float) -> None:
-        """`longest_s`: what the child's jobs may take after the first."""
+    def __init__(self) -> None:
         self.asked = 0
-        self._waits_s = (longest_s, STOP_TIMEOUT_S)
+        self._waits_s: list[float] = [STOP_TIMEOUT_S, STOP_TIMEOUT_S]
         self._child: subprocess.Popen[bytes] | None = None
         numbers = [signal.SIGINT, signal.SIGTERM]  # also where a shell had them ignored
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             numbers.append(signal.SIGHUP)
         for number in numbers:
             signal.signal(number, lambda *_: self.ask())
+
+    def allow(self, longest_s: float) -> None:
+        """Give the child's jobs so long to finish after the first interrupt."""
+        self._waits_s[0] = longest_s + STOP_TIMEOUT_S
 
     def take(self, child: subprocess.Popen[bytes]) -> None:
         """From now on there is a child; it is told if it was asked for before."""

@@ -1,23 +1,129 @@
-"""`serve run FILE` that finishes its jobs before it stops: what `flux-serve serve` runs.
+"""Ray, Serve and the applications of one config file, in the foreground of this process.
 
-Data flow: SIGINT -> applications are deleted, so that their replicas finish what they have while
-Serve's proxy still answers -> `serve run`'s own way out. Alone it takes the proxy down first, and
-each job under way loses the client that waits for it. A second SIGINT stops at once.
+Data flow: config file -> `ray.init` -> Serve's controller -> applications, while the proxy starts
+-> SIGINT -> delete the applications, so that replicas finish their jobs while the proxy still
+answers -> stop Serve and Ray. Like Ray's `serve run FILE`, except that Ray's dashboard is off by
+default, applications start before the proxy is ready, and running jobs finish. `serve run` stops
+the proxy first, and each running job loses its client. A second SIGINT stops at once.
 """
 
+import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 import ray
 from ray import serve
+from ray._private import services
 from ray.exceptions import RayError
-from ray.serve.context import _get_global_client
+from ray.serve._private import api
+from ray.serve._private.client import ServeControllerClient
+from ray.serve._private.constants import SERVE_NAMESPACE
+from ray.serve.config import ControllerOptions
+from ray.serve.context import _get_global_client, _set_global_client
 from ray.serve.exceptions import RayServeException
-from ray.serve.scripts import cli
+from ray.serve.schema import ServeDeploySchema
+
+from serve_app.configfile import read_yaml
 
 POLL_S = 0.2
+IDLE_S = 10.0
+ENVIRONMENT = {
+    # Ray would start one worker process per CPU. They stay idle: Serve's actors have a runtime
+    # environment, so each gets a new process.
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_enable_worker_prestart": "0",
+    # Serve replaces a proxy that is not ready after 3 times 5 s. A slow machine would start one
+    # after the other, and serve nothing for minutes.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
+}
+"""Defaults for Ray's processes, which inherit this environment."""
+PROXY_READY_S = 300.0
+"""`serve run` gives the proxy 60 s, but does nothing else meanwhile."""
+NEW_CLUSTER = (None, "", "local")
+"""Values of RAY_ADDRESS with which `ray.init` may start a cluster."""
+
+
+def run(path: Path, *, dashboard: bool) -> int:
+    """Serve a valid config file until SIGINT; returns the exit status."""
+    signal.signal(signal.SIGINT, _stop)
+    try:
+        start_ray(dashboard=dashboard)
+        deploy(ServeDeploySchema.model_validate(read_yaml(path)))
+        while True:
+            time.sleep(IDLE_S)  # Ray prints logs meanwhile
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        if ray.is_initialized():
+            serve.shutdown()
+            ray.shutdown()
+
+
+def start_ray(*, dashboard: bool) -> None:
+    """Start a cluster, or connect to the one that RAY_ADDRESS names."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    address = os.environ.get("RAY_ADDRESS")
+    if address not in NEW_CLUSTER:
+        ray.init(address=address, namespace=SERVE_NAMESPACE)
+        return
+    if dashboard:
+        ray.init(address=address, namespace=SERVE_NAMESPACE)
+        return
+    with _no_dashboard():
+        ray.init(address=address, namespace=SERVE_NAMESPACE, include_dashboard=False)
+    for node in ray.nodes():  # the dashboard would write them to a file for Prometheus
+        where = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        print(f"Metrics for Prometheus: {where}", flush=True)  # noqa: T201
+
+
+@contextmanager
+def _no_dashboard() -> Iterator[None]:
+    """Make `ray.init` start no dashboard process at all.
+
+    With `include_dashboard=False` alone, Ray 2.60 still starts one and waits for it. It would only
+    report usage statistics, which `ray.init` turns off. Ray continues without this process, with
+    the values below, where it fails to start.
+    """
+    start = services.start_api_server
+    services.start_api_server = lambda *_, **__: (None, None)
+    try:
+        yield
+    finally:
+        services.start_api_server = start
+
+
+def deploy(config: ServeDeploySchema) -> None:
+    """Start Serve and its applications; returns when the proxy is ready."""
+    client, proxies = _connect(config)
+    client.deploy_apps(config)  # does not wait for them
+    ray.get(proxies, timeout=PROXY_READY_S)
+
+
+def _connect(config: ServeDeploySchema) -> tuple[ServeControllerClient, list[ray.ObjectRef]]:
+    """Return a client and the proxies' readiness; `serve.start` would wait for that first."""
+    options = {
+        "http_options": config.http_options.model_dump(),
+        "grpc_options": config.grpc_options.model_dump(),
+        "proxy_location": config.proxy_location,
+    }
+    controller_options = config.controller_options or ControllerOptions()
+    if _get_global_client(raise_if_no_controller_running=False) is not None:  # a running cluster
+        return api.serve_start(controller_options=controller_options, **options), []
+    controller, proxies = api._create_controller_and_proxy_refs(
+        global_logging_config=None,
+        global_tracing_config=None,
+        controller_options=controller_options,
+        **options,
+    )
+    client = ServeControllerClient(controller)
+    _set_global_client(client)
+    return client, proxies
 
 
 def drain() -> None:
@@ -41,13 +147,3 @@ def _stop(number: int, frame: FrameType | None) -> None:
     except (RayError, RayServeException) as exc:
         print(f"Serve did not drain: {exc}", file=sys.stderr, flush=True)  # noqa: T201
     raise KeyboardInterrupt
-
-
-def main() -> None:
-    """As `serve run` with the same arguments."""
-    signal.signal(signal.SIGINT, _stop)
-    cli(["run", *sys.argv[1:]])
-
-
-if __name__ == "__main__":
-    main()

@@ -19,6 +19,7 @@ from serve_app.config import AppConfig
 from serve_app.configfile import load_app_config
 from serve_app.errors import ConfigError
 from serve_app.launch import RESOURCES_VARIABLE, greeting, local_address, made_up_gpus, refuse_taken
+from tests.machine import MACHINE
 
 ROOT = Path(__file__).parents[2]
 RUN = """
@@ -27,7 +28,7 @@ from pathlib import Path
 sys.executable = sys.argv[1]  # what the launcher starts
 from serve_app import launch
 launch.STOP_TIMEOUT_S = float(sys.argv[3])
-sys.exit(launch.serve_file(Path(sys.argv[2])))
+sys.exit(launch.serve_file(Path(sys.argv[2]), dashboard="--dashboard" in sys.argv))
 """
 SERVE = f"""#!{sys.executable}
 import http.server, os, sys, yaml
@@ -39,8 +40,9 @@ class Ready(http.server.BaseHTTPRequestHandler):
         self.send_response(503 if Ready.asked == 1 else 200)
         self.end_headers()
     def log_message(self, *args): pass
-print("serving", sys.argv[1:], flush=True)
-port = yaml.safe_load(open(sys.argv[-1]))["http_options"]["port"]
+print("serving", *sys.argv[1:4], *sys.argv[5:], flush=True)
+port = yaml.safe_load(open(sys.argv[3]))["http_options"]["port"]
+with os.fdopen(int(sys.argv[4]), "w") as report: report.write("[]")
 try:
     http.server.HTTPServer(("127.0.0.1", port), Ready).serve_forever()
 except KeyboardInterrupt:
@@ -55,13 +57,19 @@ STUBBORN_SERVE = SERVE.replace(
     except KeyboardInterrupt:
         print("stopped at once", flush=True)""",
 )
-SILENT_SERVE = SERVE.replace('print("serving", sys.argv[1:], flush=True)', "").replace(
-    'print("stopped clean", flush=True)', "pass"
-)
+SILENT_SERVE = SERVE.replace(
+    'print("serving", *sys.argv[1:4], *sys.argv[5:], flush=True)', ""
+).replace('print("stopped clean", flush=True)', "pass")
 DEAF_SERVE = SERVE.replace(
     "try:", "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\ntry:"
 )
 FAILING_SERVE = f"#!{sys.executable}\nimport sys\nsys.exit(7)\n"
+REFUSING_SERVE = f"""#!{sys.executable}
+import os, sys
+with os.fdopen(int(sys.argv[4]), "w") as report:
+    report.write('["args: too much", "args: too little"]')
+sys.exit(1)
+"""
 Launch = Callable[..., "subprocess.Popen[str]"]
 
 
@@ -81,12 +89,15 @@ def launch(tmp_path: Path, config: Path) -> Iterator[Launch]:
     """Runs the launcher in a process of its own, with a script in the place of `serve`."""
     processes: list[subprocess.Popen[str]] = []
 
-    def run(script: str, stop_timeout_s: float = 60) -> "subprocess.Popen[str]":
+    def run(
+        script: str, stop_timeout_s: float = 60, options: tuple[str, ...] = ()
+    ) -> "subprocess.Popen[str]":
         serve = tmp_path / "python"
         serve.write_text(script, encoding="utf-8")
         serve.chmod(0o755)
         environment = {**os.environ, "no_proxy": "*"}
-        command = [sys.executable, "-c", RUN, str(serve), str(config), str(stop_timeout_s)]
+        arguments = [str(serve), str(config), str(stop_timeout_s), *options]
+        command = [sys.executable, "-c", RUN, *arguments]
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -127,12 +138,12 @@ def test_it_greets_when_ready_and_stops_its_child_clean(
     process = launch(SERVE)
     assert process.stdout is not None
     lines = iter(process.stdout.readline, "")
-    assert next(lines) == f"serving ['-m', 'serve_app.deployments.foreground', '{config}']\n"
+    assert next(lines) == f"serving -m serve_app.launched {config}\n"
     told = "".join(line for line, _ in zip(lines, range(9), strict=False))
     assert "flux-serve is ready at http://127.0.0.1:" in told
     assert "sk-local-development" in told
     process.send_signal(stop)
-    rest, _ = process.communicate(timeout=60)
+    rest, _ = process.communicate(timeout=MACHINE.allow())
     assert rest.endswith("stopped clean\n")
     assert process.returncode == 0
 
@@ -142,7 +153,7 @@ def test_a_second_ctrl_c_does_not_wait_for_running_jobs(launch: Launch) -> None:
     process.send_signal(signal.SIGINT)
     assert any(line == "drawing\n" for line in lines)
     process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=60)
+    rest, _ = process.communicate(timeout=MACHINE.allow())
     assert rest.strip() == "stopped at once"  # the greeting ends with an empty line
 
 
@@ -152,17 +163,17 @@ def test_when_nobody_reads_its_output_the_server_does_not_stay_alone(launch: Lau
     process.stdout.close()  # before the greeting
     assert process.stderr is not None
     assert "BrokenPipeError" in process.stderr.read()  # ends when neither of the two is left
-    assert process.wait(60) != 0
+    assert process.wait(MACHINE.allow()) != 0
 
 
 @pytest.mark.parametrize("script", [STUBBORN_SERVE, DEAF_SERVE], ids=["stubborn", "deaf"])
 def test_whoever_hammers_on_ctrl_c_leaves_no_server_behind(launch: Launch, script: str) -> None:
     process, _ = served(launch(script))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + MACHINE.allow()
     while process.poll() is None and time.monotonic() < deadline:
         process.send_signal(signal.SIGINT)
     # It ends when nobody has the pipes any more: the launcher, and what it started.
-    _, noise = process.communicate(timeout=60)
+    _, noise = process.communicate(timeout=MACHINE.allow())
     assert "launch.py" not in noise  # of a traceback
 
 
@@ -174,15 +185,28 @@ def test_a_server_that_does_not_stop_is_told_again_and_then_killed(
     config.write_text(yaml.safe_dump(data), encoding="utf-8")
     process, _ = served(launch(DEAF_SERVE, stop_timeout_s=0.2))
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=MACHINE.allow())
     assert process.returncode == 256 - signal.SIGKILL
 
 
 def test_a_child_that_fails_gives_its_status(launch: Launch) -> None:
     process = launch(FAILING_SERVE)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=MACHINE.allow())
     assert process.returncode == 7
     assert "ready" not in out
+
+
+def test_the_child_is_told_to_start_the_dashboard(launch: Launch) -> None:
+    process = launch(SERVE, options=("--dashboard",))
+    assert process.stdout is not None
+    assert process.stdout.readline().endswith(" --dashboard\n")
+
+
+def test_what_the_child_finds_wrong_is_raised_and_nothing_is_served(launch: Launch) -> None:
+    process = launch(REFUSING_SERVE)
+    out, err = process.communicate(timeout=MACHINE.allow())
+    assert (out, process.returncode) == ("", 1)
+    assert err.endswith("ConfigError: args: too much\nargs: too little\n")
 
 
 def pasted(text: str) -> list[str]:
