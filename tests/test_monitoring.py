@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from serve_app.metrics import ALL, EXPORT_PREFIX, PREFIX
+from tests.required import require
 from tools.render_dashboard import PAGE, render
 
 ROOT = Path(__file__).parents[1]
@@ -118,8 +119,7 @@ def test_an_alert_has_a_case_where_it_fires_and_one_where_it_does_not(rule: dict
 
 def test_prometheus_itself_finds_that_each_alert_fires_when_it_should() -> None:
     promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
+    require(promtool is not None, "promtool is not installed: it is in Debian's prometheus")
     done = subprocess.run(
         [promtool, "test", "rules", str(CASES)], capture_output=True, text=True, check=False
     )

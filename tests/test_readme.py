@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import Served
+from tests.required import require
 
 pytestmark = pytest.mark.serve
 
@@ -102,9 +103,9 @@ def test_the_streaming_block_is_charged_once_when_it_runs_twice(
     assert served.balance()["captured"] == balance["captured"]
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 @pytest.mark.parametrize("block", CURL_BLOCKS, ids=["draw", "draw-small", "quote"])
 def test_curl_block_gets_an_answer(block: str, served: Served, tmp_path: Path) -> None:
+    require(shutil.which("curl") is not None, "curl is not installed: apt-get install curl")
     printed = run(["bash", "-euo", "pipefail", "-c", adapted(block, served)], tmp_path)
     answer = json.loads(printed)
     if "data" in answer:
@@ -135,8 +136,8 @@ def test_account_commands_work_in_their_order(served: Served, tmp_path: Path) ->
 
 
 def test_node_block_draws_a_picture(served: Served, tmp_path: Path) -> None:
-    if shutil.which("node") is None or not NODE_MODULES.is_dir():
-        pytest.skip("the Node.js client is not installed: npm ci in tests/clients/node")
+    installed = shutil.which("node") is not None and NODE_MODULES.is_dir()
+    require(installed, "the Node.js client is not installed: npm ci in tests/clients/node")
     [block] = [text for language, text in BLOCKS if language == "js"]
     (tmp_path / "node_modules").symlink_to(NODE_MODULES)
     (tmp_path / "example.mjs").write_text(adapted(block, served), encoding="utf-8")

@@ -1,7 +1,7 @@
 """LiteLLM's SDK against the served application (`litellm_draw.py` is the program).
 
-LiteLLM pins what this package does not, so it lives in an environment of its own, and the test
-runs only where `LITELLM_PYTHON` names its interpreter (docs/recipes.md says how to make it).
+LiteLLM pins packages that this project does not, so it needs an environment of its own.
+`LITELLM_PYTHON` names its interpreter; `.ci/run` and docs/recipes.md create it.
 """
 
 import base64
@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import Served
+from tests.required import require
 
 pytestmark = pytest.mark.serve
 
@@ -23,9 +24,9 @@ PROGRAM = Path(__file__).with_name("litellm_draw.py")
 
 @pytest.fixture(scope="module")
 def litellm_python() -> str:
-    found = os.environ.get("LITELLM_PYTHON")
-    if not found:
-        pytest.skip("LITELLM_PYTHON does not name an interpreter that has litellm")
+    found = os.environ.get("LITELLM_PYTHON", "")
+    message = "LITELLM_PYTHON does not name an interpreter that has litellm: see docs/recipes.md"
+    require(Path(found).is_file(), message)
     return found
 
 

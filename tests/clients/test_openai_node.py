@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Served
+from tests.required import require
 
 pytestmark = pytest.mark.serve
 
@@ -19,8 +20,7 @@ INSTALL_TIMEOUT_S = 180
 def node() -> str:
     """Node with the client installed from the committed lock file."""
     found, npm = shutil.which("node"), shutil.which("npm")
-    if found is None or npm is None:
-        pytest.skip("node and npm are not installed")
+    require(bool(found and npm), "node and npm are not installed: apt-get install nodejs npm")
     if not (FOLDER / "node_modules" / "openai").exists():
         subprocess.run(
             [npm, "ci", "--no-audit", "--no-fund"],

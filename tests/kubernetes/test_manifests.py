@@ -43,6 +43,7 @@ from tests.kubernetes.reference_rules import (
     reference_problems,
     selector_problems,
 )
+from tests.required import require
 from tests.test_docs import resolve
 
 DOCS = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
@@ -72,10 +73,9 @@ def is_custom(item: Object) -> bool:
 
 @pytest.fixture(scope="module")
 def rayservice_schema() -> jsonschema.Draft7Validator:
-    path = os.environ.get("RAYSERVICE_SCHEMA")
-    if not path:
-        pytest.skip("RAYSERVICE_SCHEMA names no file with the CRD's schema")
-    return jsonschema.Draft7Validator(json.loads(Path(path).read_text(encoding="utf-8")))
+    path = Path(os.environ.get("RAYSERVICE_SCHEMA", ""))
+    require(path.is_file(), "RAYSERVICE_SCHEMA names no file with the JSON schema of KubeRay's CRD")
+    return jsonschema.Draft7Validator(json.loads(path.read_text(encoding="utf-8")))
 
 
 def test_the_rayservice_is_what_its_crd_says(rayservice_schema: Any) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import importlib.util
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from serve_app.config import EngineConfig, OptimizeConfig
 from serve_app.engine import optimize
 from serve_app.engine.engine import Engine
 from serve_app.engine.load import load_pipeline
+from tests.required import require
 
-pytest.importorskip("torchao", reason="torchao is not installed: pip install 'flux-serve[gpu]'")
 pytestmark = pytest.mark.filterwarnings("default")  # torchao's own, about future torch versions
 
 COARSE = 2.0
@@ -24,6 +25,8 @@ COARSE = 2.0
 
 @pytest.fixture(autouse=True)
 def any_device_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = importlib.util.find_spec("torchao") is not None
+    require(installed, "torchao is not installed: pip install --editable '.[test]'")
     from torchao.quantization import quant_api
 
     monkeypatch.setattr(quant_api, "_check_hardware_support", lambda *_: None)

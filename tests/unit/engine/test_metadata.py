@@ -11,6 +11,7 @@ from PIL import Image
 
 from serve_app.engine import codec
 from serve_app.engine.metadata import NAMESPACE, SOURCE_TYPE, Origin, describe
+from tests.required import require
 
 IPTC = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
@@ -93,9 +94,10 @@ def test_what_is_no_file_of_the_format_is_refused(output_format, data):
         describe(data, output_format, ORIGIN, 1)
 
 
-@pytest.mark.skipif(shutil.which("exiftool") is None, reason="exiftool is not installed")
 @pytest.mark.parametrize("output_format", FORMATS)
 def test_exiftool_reads_it_too(output_format, tmp_path):
+    found = shutil.which("exiftool") is not None
+    require(found, "exiftool is not installed: apt-get install libimage-exiftool-perl")
     path = tmp_path / f"picture.{output_format}"
     path.write_bytes(describe(codec.encode(pixels(), output_format), output_format, ORIGIN, 1))
     command = ["exiftool", "-validate", "-DigitalSourceType", "-s", str(path)]
