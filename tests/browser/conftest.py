@@ -5,7 +5,6 @@ none to the console and ask no other origin for anything.
 """
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect, sync_playwright
 
 from tests.conftest import Served
+from tests.required import require
 
 DRAWN_WITHIN_MS = 120_000
 """A picture on a busy machine without a GPU."""
@@ -40,9 +40,7 @@ def chromium_path() -> str | None:
 def browser() -> Iterator[Browser]:
     """One for a module and not for the session: it keeps an event loop running in this thread."""
     path = chromium_path()
-    if path is None:
-        message = "chromium is not installed (apt-get install chromium)"
-        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    require(path is not None, "chromium is not installed: apt-get install chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path)
         yield browser
