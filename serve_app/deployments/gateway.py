@@ -8,34 +8,21 @@ old replies and images.
 import asyncio
 import logging
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from typing import TYPE_CHECKING
 
 from ray import serve
 from ray.serve._private.constants import RAY_SERVE_ENABLE_DIRECT_INGRESS
 from ray.serve.handle import DeploymentHandle
-from starlette.types import ASGIApp
 
 from serve_app.config import AppConfig
-from serve_app.deployments.fleet import Fleet
-from serve_app.deployments.gatewaywatch import watch_forever
-from serve_app.deployments.generator import HandleGenerator
 from serve_app.deployments.logs import flush_logs, join_serves_logs
 from serve_app.deployments.proxy import warn_if_unguarded
 from serve_app.deployments.rayrecorder import gateway_recorder
-from serve_app.deployments.readiness import Readiness
 from serve_app.deployments.traces import LIBRARY_LOGGER, open_tracer
-from serve_app.engine.source import model_info
 from serve_app.errors import AppError
-from serve_app.ingress.app import create_app
-from serve_app.measured import MeasuredGenerator
-from serve_app.metering.leases import BEATS
-from serve_app.metering.measured import MeasuredLedger
-from serve_app.metering.sql import SqlLedger
-from serve_app.metrics import REPLICA_DEATHS
-from serve_app.plan import Catalogue, ServedModel
-from serve_app.service import ImageService
-from serve_app.storage.store import ImageStore
-from serve_app.storage.sweep import sweep_forever
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 logger = logging.getLogger(__name__)
 
@@ -71,51 +58,23 @@ class _Gateway:
         join_serves_logs(also=(LIBRARY_LOGGER,), gather=True)
         self.tracer = open_tracer(config.tracing)
         warn_if_unguarded(RAY_SERVE_ENABLE_DIRECT_INGRESS)
+        from serve_app.deployments.assembly import assemble  # not above: see its docstring
+
         self.config = config
         self.record = gateway_recorder()
-        self.ledger = await SqlLedger.open(config.ledger)
-        if config.development is not None:
-            await self.ledger.admin.ensure_development(config.development)
-        store = None
-        if config.store is not None:
-            store = ImageStore.open(config.store, config.public_url, record=self.record)
-        served = [
-            ServedModel(
-                model, await asyncio.to_thread(model_info, model.source, model.text_tokens_max)
-            )
-            for model in config.models
-        ]
-        self.fleet = Fleet(config.models)
-        generators = {
-            name: MeasuredGenerator(
-                HandleGenerator(
-                    handle,
-                    partial(self.fleet.bounds, name),
-                    partial(self.record.count, REPLICA_DEATHS, model=name),
-                ),
-                name,
-                self.record,
-            )
-            for name, handle in models.items()
-        }
-        ledger = MeasuredLedger(self.ledger, self.record, by_account=config.metrics.by_account)
-        self.service = ImageService(config, Catalogue(tuple(served)), ledger, store, generators)
-        watching = watch_forever(self.ledger, self.fleet, self.record, config)
-        self._watcher = asyncio.create_task(watching)
-        self._ready = Readiness(self.fleet)
-        self._ready_watcher = asyncio.create_task(self._ready.watch())
+        self.parts = await assemble(config, models, self.record)
+        self.ledger, self.fleet = self.parts.ledger, self.parts.fleet
+        self.service = self.parts.service
+        self._watcher = asyncio.create_task(self.parts.watch())
+        self._ready_watcher = asyncio.create_task(self.parts.ready.watch())
         self._sweeper = asyncio.create_task(self._sweep_holds())
         self._beater = asyncio.create_task(self._beat())
         self._flusher = asyncio.create_task(self._flush())
-        self._image_sweeper = None
-        if store is not None and config.store and config.store.sweep_interval_s is not None:
-            sweeping = sweep_forever(store, config.store.sweep_interval_s)
-            self._image_sweeper = asyncio.create_task(sweeping)
+        sweeping = self.parts.sweep_images()
+        self._image_sweeper = asyncio.create_task(sweeping) if sweeping is not None else None
 
-    def __serve_build_asgi_app__(self) -> ASGIApp:
-        return create_app(
-            self.service, self._ready, self.ledger.admin, self.fleet, self.record, self.tracer
-        )
+    def __serve_build_asgi_app__(self) -> "ASGIApp":
+        return self.parts.app(self.tracer)
 
     async def _sweep_holds(self) -> None:
         """Expire holds that a crash left open, forget old replies: at start, then regularly."""
@@ -134,6 +93,8 @@ class _Gateway:
 
     async def _beat(self) -> None:
         """Let the other gateways know that this one lives, and end what those left that died."""
+        from serve_app.metering.leases import BEATS
+
         while True:
             try:
                 taken = await self.service.ledger.beat()

@@ -209,6 +209,22 @@ def test_what_the_child_finds_wrong_is_raised_and_nothing_is_served(launch: Laun
     assert err.endswith("ConfigError: args: too much\nargs: too little\n")
 
 
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("serve_app.launch", {"ray", "torch", "sqlalchemy"}),
+        ("serve_app.launched", {"ray", "torch", "sqlalchemy"}),
+        ("serve_app.graph", {"torch", "diffusers", "sqlalchemy", "alembic", "obstore"}),
+    ],
+)
+def test_what_a_start_waits_for_is_not_imported(module: str, heavy: set[str]) -> None:
+    script = f"import sys, {module}; print(*sys.modules.keys() & {heavy!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.split() == []
+
+
 def pasted(text: str) -> list[str]:
     """The words of the greeting's request as a shell understands them."""
     curl = text[text.index("curl") : text.index("Ctrl-C")].strip()
