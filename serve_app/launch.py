@@ -56,6 +56,7 @@ def serve_file(path: Path, *, dashboard: bool = False) -> int:
         if not said:  # it ended first, and has said why
             return child.wait()
         if problems := json.loads(said):
+            child.wait()
             raise ConfigError("\n".join(problems))
         config, address = load_app_config(path), local_address(path)
         stopping.allow(config.limits.request_timeout_s)

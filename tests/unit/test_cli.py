@@ -10,7 +10,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from serve_app import __version__
+from serve_app import __version__, launch
 from serve_app.cli import app
 
 COMMANDS = [
@@ -327,6 +327,25 @@ def test_check_config_lists_every_problem(tmp_path):
     missing = flux_serve("audit", "-c", "missing.yaml", cwd=tmp_path)
     assert missing.returncode == 1
     assert missing.stderr.startswith("error: missing.yaml")
+
+
+@pytest.mark.parametrize("options", [[], ["--dashboard"]])
+def test_serve_has_a_flag_for_rays_dashboard(monkeypatch, options):
+    asked = []
+    monkeypatch.setattr(
+        launch, "serve_file", lambda file, *, dashboard: asked.append((str(file), dashboard)) or 7
+    )
+    result = CliRunner().invoke(app, ["serve", "x.yaml", *options])
+    assert (asked, result.exit_code) == ([("x.yaml", bool(options))], 7)
+
+
+def test_serve_prints_every_problem_of_a_file_and_starts_nothing(tmp_path):
+    file = tmp_path / "bad.yaml"
+    file.write_text("applications: [{name: a, import_path: 'serve_app.graph:build', argz: {}}]\n")
+    done = flux_serve("serve", "bad.yaml", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: applications[0].argz: unknown key")
+    assert done.stderr.count("\n") == 1
 
 
 def test_expired_images_are_swept_by_hand(tmp_path, monkeypatch):

@@ -15,8 +15,10 @@ import psutil
 import pytest
 import yaml
 
+from serve_app import launched
 from serve_app.config import AppConfig
 from serve_app.configfile import load_app_config
+from serve_app.deployments import foreground
 from serve_app.errors import ConfigError
 from serve_app.launch import RESOURCES_VARIABLE, greeting, local_address, made_up_gpus, refuse_taken
 from tests.machine import MACHINE
@@ -68,6 +70,7 @@ REFUSING_SERVE = f"""#!{sys.executable}
 import os, sys
 with os.fdopen(int(sys.argv[4]), "w") as report:
     report.write('["args: too much", "args: too little"]')
+print("ends by itself", flush=True)
 sys.exit(1)
 """
 Launch = Callable[..., "subprocess.Popen[str]"]
@@ -205,8 +208,54 @@ def test_the_child_is_told_to_start_the_dashboard(launch: Launch) -> None:
 def test_what_the_child_finds_wrong_is_raised_and_nothing_is_served(launch: Launch) -> None:
     process = launch(REFUSING_SERVE)
     out, err = process.communicate(timeout=MACHINE.allow())
-    assert (out, process.returncode) == ("", 1)
+    assert (out, process.returncode) == ("ends by itself\n", 1)
     assert err.endswith("ConfigError: args: too much\nargs: too little\n")
+
+
+def test_the_child_reports_every_problem_of_a_file_and_a_port_that_is_taken(config: Path) -> None:
+    assert launched.problems_of(config) == []
+    data = yaml.safe_load(config.read_text(encoding="utf-8"))
+    with socket.create_server(("127.0.0.1", data["http_options"]["port"])):
+        (taken,) = launched.problems_of(config)
+    assert "is taken by another server" in taken
+    data["applications"][0] |= {"argz": {}, "args": {"models": []}}
+    config.write_text(yaml.safe_dump(data), encoding="utf-8")
+    unknown, invalid = launched.problems_of(config)
+    assert "argz: unknown key" in unknown
+    assert "args.models" in invalid
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+    """The arguments of each `ray.init`, which starts nothing here."""
+    calls: list[dict[str, object]] = []
+    node = {"NodeManagerAddress": "10.0.0.1", "MetricsExportPort": 8080}
+    monkeypatch.setattr(foreground.ray, "init", lambda **words: calls.append(words))
+    monkeypatch.setattr(foreground.ray, "nodes", lambda: [node])
+    monkeypatch.setattr(foreground.os, "environ", {"RAY_ADDRESS": "local"})
+    return calls
+
+
+def test_ray_starts_without_its_dashboard(
+    started: list[dict[str, object]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreground.os.environ["RAY_enable_worker_prestart"] = "1"
+    dashboard = foreground.services.start_api_server
+    foreground.start_ray(dashboard=False)
+    assert started == [{"address": "local", "namespace": "serve", "include_dashboard": False}]
+    assert foreground.services.start_api_server is dashboard
+    assert "http://10.0.0.1:8080/metrics" in capsys.readouterr().out
+    assert foreground.os.environ["RAY_enable_worker_prestart"] == "1"
+    assert foreground.os.environ["RAY_prestart_worker_first_driver"] == "0"
+
+
+@pytest.mark.parametrize("address", ["local", "10.0.0.9:6379", "ray://10.0.0.9:10001", "auto"])
+def test_a_running_cluster_is_taken_as_it_is(
+    started: list[dict[str, object]], address: str
+) -> None:
+    foreground.os.environ["RAY_ADDRESS"] = address
+    foreground.start_ray(dashboard=address == "local")
+    assert started == [{"address": address, "namespace": "serve"}]
 
 
 @pytest.mark.parametrize(
