@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-test
 SERVE_CONFIG ?= configs/local.yaml
+WORKERS := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 
@@ -30,8 +31,11 @@ run: setup ## Install and serve configs/local.yaml on 127.0.0.1:8000
 	RAY_ADDRESS=$${RAY_ADDRESS:-local} $(BIN)/flux-serve serve $(SERVE_CONFIG)
 
 test: $(TEST_STAMP) ## Run every test that needs no GPU
-	@# three for two cores, as servers make tests wait; what a worker runs: tests/groups.py
-	$(BIN)/python -m pytest -m 'not gpu' -n 3 --dist loadfile --no-loadscope-reorder
+	@# a worker for each core that is free; what a worker runs: tests/groups.py
+	$(BIN)/python -m pytest -m 'not gpu' $(WORKERS)
+
+test-fast: $(TEST_STAMP) ## Run the tests that need no server: minutes
+	$(BIN)/python -m pytest -m 'not gpu and not serve' $(WORKERS)
 
 test-gpu: $(TEST_STAMP) ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
@@ -58,4 +62,4 @@ loadtest: $(TEST_STAMP) ## Serve simulated GPUs, ramp up and down, write a repor
 clean: ## Remove caches and build output; keeps .venv and data
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build *.egg-info
 
-.PHONY: help setup run test test-gpu check fix bench loadtest clean
+.PHONY: help setup run test test-fast test-gpu check fix bench loadtest clean

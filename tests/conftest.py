@@ -1,38 +1,47 @@
-"""Fixtures that several folders share: the product served as users serve it.
+"""How all tests run, and the fixtures that several folders share.
 
-`served` runs the shipped configs/local.yaml with Ray's own `serve run`, on a free port and in a
-folder of its own, once per session; it ends with an audit of the books.
+`cluster` is the Ray cluster of all tests that need a server; `served` is the shipped
+configs/local.yaml on it, which ends with an audit of the books. Whatever tests start, here or
+elsewhere, ends with the test process: guard.py.
 """
 
 import contextlib
 import json
 import os
-import random
-import signal
-import socket
+import string
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
-from tests.groups import check_groups, group_of, place_of
+from tests.groups import check_groups, group_of, place_of, workers
+from tests.guard import Guard
+from tests.machine import MACHINE
+from tests.ports import free_port
+
+if TYPE_CHECKING:
+    from tests.cluster import Cluster  # loads Ray
+
+__all__ = ["BIN", "ROOT", "Served", "free_port"]
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
-START_TIMEOUT_S = 180
-STOP_TIMEOUT_S = 60
 FAULTS = 200 if os.environ.get("CI") else 100
 """Of a run that says nothing; CI has the time for more."""
-PORTS = (20_000, 30_000)
+TEST_S = 300.0
+SERVER_TEST_S = 600.0
+"""Of a test, with the servers that it has to start; on the reference machine, as all deadlines."""
+MAY_SKIP = ("that many GPUs", "RAYSERVICE_SCHEMA")
+"""Reasons that hold in CI, too: everything else that a test needs is installed there."""
+GUARD = Guard()
+LEFT = "left_behind"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,23 +50,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults-seed", type=int, default=1, help="which faults, and which requests")
 
 
-def pytest_configure() -> None:
-    """Every Ray that tests start inherits this."""
-    # Ray's workers are nice by default: beside tests that compute, replicas would stand still.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    # Each node would start a worker for each of its CPUs, which these tests never use.
-    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-    os.environ.setdefault("RAY_enable_worker_prestart", "0")
-    # How often each node looks through all its processes for a dashboard that nobody opens.
-    os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        MACHINE.measure()
+
+
+def pytest_report_header() -> str:
+    return f"deadlines: times {MACHINE.slowness:.1f} ({MACHINE.measured})"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means."""
+    return workers()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n` or without: the same order."""
+    """With `-n` or without: the same order, and time for as long as this machine takes."""
     check_groups(items)
     items.sort(key=lambda item: place_of(item.nodeid))
+    for item in items:
+        own = item.get_closest_marker("timeout")
+        base_s = SERVER_TEST_S if item.get_closest_marker("serve") else TEST_S
+        base_s = own.args[0] if own else base_s
+        item.add_marker(pytest.mark.timeout(MACHINE.allow(base_s)), append=False)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With `--dist loadfile`, one worker runs a whole group."""
     if config.getvalue("dist") != "loadfile":
@@ -71,6 +90,47 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByGroup(config, log)
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if not session.config.getoption("numprocesses", None):  # the process that only distributes
+        GUARD.start()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A run that leaves processes behind has failed, whatever its tests say."""
+    left = GUARD.close()
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput[LEFT] = left
+    elif left:
+        _report_left(session.config, left)
+    if session.config.stash.get(_LEFT, None) and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+_LEFT = pytest.StashKey[list[str]]()
+
+
+def _report_left(config: pytest.Config, left: list[str]) -> None:
+    config.stash.setdefault(_LEFT, []).extend(left)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker of xdist has ended."""
+    if left := getattr(node, "workeroutput", {}).get(LEFT):
+        _report_left(node.config, left)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    """In CI a skipped test fails: what it needs is to be installed there."""
+    report = (yield).get_result()
+    if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
+        why = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+        if not any(reason in why for reason in MAY_SKIP):
+            report.outcome, report.longrepr = "failed", f"skipped in CI: {why}"
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Show what tests want to be read even when they pass: `record_property("report", text)`."""
     for outcome in ("passed", "failed"):
@@ -79,20 +139,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 if name == "report":
                     terminalreporter.section(one.nodeid, "-")
                     terminalreporter.write_line(text)
-
-
-def free_port() -> int:
-    """A port that nobody listens on now; Serve itself cannot report one it chose.
-
-    None of those that the kernel gives to clients, or Ray to its processes: one of them could
-    have it by the time a server asks for it.
-    """
-    while True:
-        port = random.SystemRandom().randrange(*PORTS)
-        with socket.socket() as probe:
-            with contextlib.suppress(OSError):
-                probe.bind(("0.0.0.0", port))
-                return port
+    if left := terminalreporter.config.stash.get(_LEFT, None):
+        terminalreporter.section("processes left behind, and killed", "=", red=True)
+        for one in left:
+            terminalreporter.write_line(one)
 
 
 @dataclass(frozen=True)
@@ -103,7 +153,6 @@ class Served:
     key: str
     folder: Path
     config: Path
-    log: Path
 
     def flux_serve(self, *words: str) -> Any:
         """Run the command line against this server's ledger; returns its JSON."""
@@ -116,7 +165,7 @@ class Served:
         request = urllib.request.Request(
             f"{self.url}/v1/account", headers={"authorization": f"Bearer {key or self.key}"}
         )
-        with urllib.request.urlopen(request, timeout=30) as reply:
+        with urllib.request.urlopen(request, timeout=MACHINE.allow()) as reply:
             found: dict[str, int] = json.load(reply)
             return found
 
@@ -127,7 +176,7 @@ class Served:
             data=json.dumps(body).encode(),
             headers={"authorization": f"Bearer {self.key}", "content-type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=30) as reply:
+        with urllib.request.urlopen(request, timeout=MACHINE.allow()) as reply:
             return json.load(reply)
 
     def new_key(self, name: str, units: int) -> str:
@@ -139,62 +188,36 @@ class Served:
         return secret
 
 
+def short_folder() -> Path:
+    """A new folder with a short path, as unix sockets need; removed after the run."""
+    parent = Path(tempfile.gettempdir())
+    for name in string.ascii_lowercase:
+        with contextlib.suppress(FileExistsError):
+            (parent / name).mkdir()
+            return parent / name
+    raise RuntimeError(f"no short name is left in {parent}")
+
+
 @pytest.fixture(scope="session")
-def served() -> Iterator[Served]:
-    # Ray's unix sockets need a short path, which pytest's own temporary folders are not.
-    with tempfile.TemporaryDirectory(prefix="fs-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        config, port = folder / "local.yaml", free_port()
-        data = yaml.safe_load((ROOT / "configs" / "local.yaml").read_text())
-        data["http_options"]["port"] = port
-        data["applications"][0]["args"]["public_url"] = f"http://127.0.0.1:{port}"
-        config.write_text(yaml.safe_dump(data))
-        key = data["applications"][0]["args"]["development"]["key"]
-        app = Served(f"http://127.0.0.1:{port}", key, folder, config, folder / "serve.log")
-        process = start(app)
-        try:
-            wait_until_ready(app, process)
-            yield app
-            report = app.flux_serve("audit")
-            assert report["balanced"], report
-        finally:
-            stop(process)
+def cluster() -> "Iterator[Cluster]":
+    from tests.cluster import running_cluster
+
+    with running_cluster(short_folder()) as made:
+        yield made
 
 
-def start(
-    app: Served, command: tuple[str, ...] = ("serve", "run"), **more: str
-) -> "subprocess.Popen[bytes]":
-    """Serve the config in a cluster of its own that no other Ray on the machine can see."""
-    environment = {**os.environ, "RAY_TMPDIR": str(app.folder / "r"), "RAY_ADDRESS": "local"}
-    (app.folder / "r").mkdir()
-    with app.log.open("wb") as log:
-        return subprocess.Popen(
-            [str(BIN / command[0]), *command[1:], str(app.config)],
-            cwd=app.folder,
-            env={**environment, **more},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            # As in a terminal: where tests run in the background, children would ignore it.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-
-
-def wait_until_ready(app: Served, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{app.url}/ready", timeout=5):
-                return
-        except OSError:
-            time.sleep(0.2)  # polling with a deadline
-    raise AssertionError(f"not ready; log ends:\n{app.log.read_text()[-4000:]}")
-
-
-def stop(process: "subprocess.Popen[bytes]") -> None:
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+@pytest.fixture(scope="session")
+def served(cluster: "Cluster") -> Iterator[Served]:
+    """The shipped configs/local.yaml, with nothing changed but its port."""
+    data = yaml.safe_load((ROOT / "configs" / "local.yaml").read_text())
+    data["http_options"]["port"] = cluster.port
+    (application,) = data["applications"]
+    application["args"]["public_url"] = cluster.url
+    config = cluster.folder / "local.yaml"
+    config.write_text(yaml.safe_dump(data))
+    key = application["args"]["development"]["key"]
+    cluster.deploy({"logging_config": data["logging_config"], **application})
+    app = Served(cluster.url, key, cluster.folder, config)
+    yield app
+    report = app.flux_serve("audit")
+    assert report["balanced"], report

@@ -6,7 +6,6 @@ none to the console and ask no other origin for anything.
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -17,11 +16,12 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect, sync_playwright
 
 from tests.conftest import Served
+from tests.machine import MACHINE, eventually
 from tests.required import require
 
-DRAWN_WITHIN_MS = 120_000
-"""A picture on a busy machine without a GPU."""
-SETTLED_WITHIN_S = 60
+EXPECT_S = 30.0
+DRAWN_S = 120.0
+"""A picture without a GPU."""
 STEPS_MAX = 50
 """The most that configs/local.yaml allows."""
 DESKTOP = {"width": 1280, "height": 900}
@@ -29,7 +29,10 @@ PHONE = {"width": 360, "height": 740}
 NETWORK = "Failed to load resource"
 """What Chromium writes to the console for every reply that is an error."""
 
-expect.set_options(timeout=30_000)
+
+def drawn_ms() -> float:
+    """How long a picture may take here."""
+    return MACHINE.allow(DRAWN_S) * 1000
 
 
 def chromium_path() -> str | None:
@@ -127,7 +130,7 @@ class Visit:
 
     def wait_until_done(self) -> str:
         """What the page says when a job has ended."""
-        expect(self.page.locator("#generate")).to_be_visible(timeout=DRAWN_WITHIN_MS)
+        expect(self.page.locator("#generate")).to_be_visible(timeout=drawn_ms())
         return self.page.locator("#status").inner_text()
 
     def draw(self, *args: Any, **settings: Any) -> str:
@@ -144,11 +147,10 @@ class Visit:
 
 def settled(served: Served) -> dict[str, int]:
     """The balance, once nothing is held for jobs that earlier tests cancelled."""
-    deadline = time.monotonic() + SETTLED_WITHIN_S
-    while (balance := served.balance())["held"]:
-        assert time.monotonic() < deadline, balance
-        time.sleep(0.1)  # polling with a deadline
-    return balance
+    found: dict[str, int] = eventually(
+        lambda: (balance := served.balance())["held"] == 0 and balance, "nothing is held"
+    )
+    return found
 
 
 def number(text: str) -> int:
@@ -169,7 +171,9 @@ def visiting(browser: Browser, served: Served) -> MakeVisit:
 
     @contextmanager
     def make(**options: Any) -> Iterator[Visit]:
+        expect.set_options(timeout=MACHINE.allow(EXPECT_S) * 1000)
         context = browser.new_context(**{"viewport": DESKTOP, **options})
+        context.set_default_timeout(MACHINE.allow(EXPECT_S) * 1000)
         visit = Visit(context.new_page(), f"{served.url}/")
         visit.watch()
         yield visit

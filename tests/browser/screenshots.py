@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import Browser, expect, sync_playwright
 
-from tests.browser.conftest import DRAWN_WITHIN_MS, Visit, chromium_path
+from tests.browser.conftest import Visit, chromium_path, drawn_ms
 
 FOLDER = Path(__file__).parents[2] / "docs" / "images"
 DESKTOP = {"width": 1180, "height": 800}
@@ -49,7 +49,7 @@ def begin(visit: Visit) -> None:
     visit.quoted()
     visit.generate()
     previews = visit.page.locator(".frame.preview img")
-    expect(previews).to_have_count(2, timeout=DRAWN_WITHIN_MS)
+    expect(previews).to_have_count(2, timeout=drawn_ms())
 
 
 def main(url: str) -> None:

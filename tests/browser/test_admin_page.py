@@ -9,9 +9,10 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import PHONE, SETTLED_WITHIN_S, MakeVisit, Visit
+from tests.browser.conftest import PHONE, MakeVisit, Visit
 from tests.browser.test_page import overflow, problems
 from tests.conftest import Served
+from tests.machine import DEADLINE_S, MACHINE
 
 pytestmark = pytest.mark.serve
 
@@ -66,7 +67,7 @@ def draw(served: Served, key: str) -> httpx.Response:
         f"{served.url}/v1/images/generations",
         json={"prompt": "a red circle", "size": "128x128", "response_format": "b64_json"},
         headers={"authorization": f"Bearer {key}"},
-        timeout=120,
+        timeout=MACHINE.allow(120),
     )
 
 
@@ -217,10 +218,12 @@ def test_the_fleet_is_watched_while_somebody_looks(admin: Visit) -> None:
 
 
 def until(reached: Callable[[], bool], page: Page) -> None:
-    deadline = time.monotonic() + SETTLED_WITHIN_S
+    """As `eventually`, while the page goes on."""
+    began = time.monotonic()
     while not reached():
-        assert time.monotonic() < deadline
-        page.wait_for_timeout(50)  # polling with a deadline
+        if time.monotonic() - began > MACHINE.allow():
+            raise MACHINE.too_late("the page asks again", DEADLINE_S, MACHINE.allow())
+        page.wait_for_timeout(50)
 
 
 def test_a_server_that_goes_away_is_told_of_and_found_again(admin: Visit) -> None:

@@ -12,11 +12,14 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Route, expect
 
-from tests.browser.conftest import DRAWN_WITHIN_MS, MakeVisit, Visit, number, settled
+from tests.browser.conftest import MakeVisit, Visit, drawn_ms, number, settled
 from tests.conftest import Served
+from tests.machine import MACHINE
 
 pytestmark = pytest.mark.serve
 
+WAITED_FOR = {"size": "512x512", "num_inference_steps": 50}
+"""A job of some seconds: long enough to be waited for, on a slow machine no longer than allowed."""
 RECORD = """
 window.seen = [];
 window.previews = 0;
@@ -139,13 +142,13 @@ def test_an_answer_that_is_out_of_date_is_not_waited_for(visit: Visit) -> None:
 
 
 def test_a_job_that_waits_tells_how_many_are_before_it(visit: Visit, served: Served) -> None:
-    body = {"prompt": "a blue star", "n": 4, "num_inference_steps": 50, "stream": True}
+    body = {**WAITED_FOR, "prompt": "a blue star", "n": 4, "stream": True}
     headers = {"authorization": f"Bearer {served.key}"}
     url = f"{served.url}/v1/images/generations"
     visit.open()
     visit.choose()
     visit.page.evaluate(RECORD)
-    with httpx.stream("POST", url, json=body, headers=headers, timeout=120) as other:
+    with httpx.stream("POST", url, json=body, headers=headers, timeout=MACHINE.allow(120)) as other:
         assert other.status_code == 200  # a replica has taken it
         visit.generate()
         expect(visit.page.locator("#status")).to_contain_text(re.compile("ahead|done|Done"))
@@ -181,7 +184,9 @@ def test_the_code_of_a_picture_draws_exactly_that_picture(
         folder.mkdir()
         environment = {**os.environ, "FLUX_SERVE_API_KEY": served.key}
         words = [*command, codes[kind]]
-        done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, timeout=120)
+        done = subprocess.run(
+            words, cwd=folder, env=environment, capture_output=True, timeout=MACHINE.allow(120)
+        )
         assert done.returncode == 0, done.stderr
         (file,) = folder.iterdir()
         assert pixels(file.read_bytes()) == pixels(alone), kind  # each file names its request
@@ -205,11 +210,11 @@ def test_cancelling_stops_the_drawing_and_costs_nothing(visit: Visit, served: Se
     before = settled(served)
     visit.open()
     page = visit.page
-    visit.choose(size="1024x1024", n=4)
+    visit.choose(size="512x512", n=4)
     visit.take_long()
     visit.generate()
     expect(page.locator(".tile-state").first).to_contain_text(
-        re.compile("Step|line|ahead"), timeout=DRAWN_WITHIN_MS
+        re.compile("Step|line|ahead"), timeout=drawn_ms()
     )
     units = f"{served.balance()['held']:,}"
     expect(page.locator("#account-held")).to_have_text(units)

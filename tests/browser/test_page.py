@@ -9,7 +9,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Route, expect
 
-from tests.browser.conftest import DRAWN_WITHIN_MS, PHONE, MakeVisit, Visit
+from tests.browser.conftest import PHONE, MakeVisit, Visit, drawn_ms
 from tests.conftest import Served
 
 pytestmark = pytest.mark.serve
@@ -64,7 +64,7 @@ def drawing(visit: Visit) -> None:
     visit.take_long()
     visit.generate()
     expect(visit.page.locator(".tile-state").first).to_contain_text(
-        re.compile("Step|line|ahead"), timeout=DRAWN_WITHIN_MS
+        re.compile("Step|line|ahead"), timeout=drawn_ms()
     )
 
 

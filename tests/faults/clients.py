@@ -13,13 +13,14 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 from PIL import Image
+
+from tests.machine import MACHINE, eventually
 
 CLIENTS = 4
 """Enough that every moment finds jobs under way, few enough for two cores."""
@@ -117,7 +118,7 @@ class Load:
         self._stopped = True
         try:
             for client in self._clients:
-                client.result(KEYED_TIMEOUT_S + TIMEOUT_S)
+                client.result(MACHINE.allow(KEYED_TIMEOUT_S + TIMEOUT_S))
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
@@ -126,7 +127,7 @@ class Load:
     def resume(self) -> None:
         self._paused = False
 
-    def pause(self, eventually: Callable[..., Any]) -> None:
+    def pause(self) -> None:
         """Nobody asks for anything; when this returns, those under way have ended."""
         self._paused = True
         wait_s = KEYED_TIMEOUT_S + TIMEOUT_S
@@ -137,7 +138,9 @@ class Load:
         """One request of every shape, one after the other, with no fault around."""
 
         async def ask() -> list[Attempt]:
-            async with httpx.AsyncClient(timeout=TIMEOUT_S, headers=self._headers) as http:
+            async with httpx.AsyncClient(
+                timeout=MACHINE.allow(TIMEOUT_S), headers=self._headers
+            ) as http:
                 shapes = [
                     {**SMALL, "stream": False, "response_format": "url"},
                     {**SMALL, "stream": False, "response_format": "b64_json"},
@@ -148,16 +151,20 @@ class Load:
                     found.append(await self._ask(http, body, f"calm-{time.time_ns()}"))
                 return found
 
-        return asyncio.run_coroutine_threadsafe(ask(), self._loop).result(TIMEOUT_S * 4)
+        return asyncio.run_coroutine_threadsafe(ask(), self._loop).result(
+            MACHINE.allow(TIMEOUT_S * 4)
+        )
 
     def fetch(self, urls: list[str]) -> list[tuple[str, httpx.Response]]:
         """What the links open."""
 
         async def get() -> list[tuple[str, httpx.Response]]:
-            async with httpx.AsyncClient(timeout=TIMEOUT_S) as http:
+            async with httpx.AsyncClient(timeout=MACHINE.allow(TIMEOUT_S)) as http:
                 return [(url, await http.get(url)) for url in urls]
 
-        return asyncio.run_coroutine_threadsafe(get(), self._loop).result(TIMEOUT_S * 4)
+        return asyncio.run_coroutine_threadsafe(get(), self._loop).result(
+            MACHINE.allow(TIMEOUT_S * 4)
+        )
 
     def _dead(self) -> bool:
         """Raise what ended a client: a bug of this file."""
@@ -167,7 +174,9 @@ class Load:
         return False
 
     async def _client(self, rng: random.Random, number: int) -> None:
-        async with httpx.AsyncClient(timeout=TIMEOUT_S, headers=self._headers) as http:
+        async with httpx.AsyncClient(
+            timeout=MACHINE.allow(TIMEOUT_S), headers=self._headers
+        ) as http:
             count = 0
             while not self._stopped:
                 await asyncio.sleep(rng.uniform(*THINK_S))
@@ -189,7 +198,7 @@ class Load:
     async def _insist(self, http: httpx.AsyncClient, rng: random.Random, name: str) -> None:
         """One job under one idempotency key, until its pictures are here."""
         body = self._body(rng, streams=0.0)
-        deadline = time.monotonic() + KEYED_TIMEOUT_S
+        deadline = time.monotonic() + MACHINE.allow(KEYED_TIMEOUT_S)
         tries = 0
         while time.monotonic() < deadline:
             tries += 1

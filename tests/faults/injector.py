@@ -21,7 +21,8 @@ import psutil
 
 from tests.faults.clients import Load
 from tests.faults.reckoning import Fault
-from tests.faults.system import POLL_S, System, eventually, send
+from tests.faults.system import POLL_S, System, send
+from tests.machine import MACHINE, eventually
 
 HANDS = 3
 """Faults under way at once: one may fall into the mending of another."""
@@ -62,7 +63,7 @@ class Injector:
             self._system.check_balanced()
 
     def _wait_for_a_reply(self) -> None:
-        deadline, served = time.monotonic() + PATIENCE_S, self._load.served
+        deadline, served = time.monotonic() + MACHINE.allow(PATIENCE_S), self._load.served
         while self._load.served == served and time.monotonic() < deadline:
             time.sleep(POLL_S)  # polling with a deadline
 
@@ -140,10 +141,10 @@ class Injector:
         return True
 
     def kill_node(self, rng: random.Random) -> bool:
-        if self._system.platform.second is None:
+        if not self._system.has_node:
             return False
-        self._system.platform.kill_node()
-        self._system.platform.add_node()
+        self._system.kill_node()
+        self._system.add_node()
         return True
 
 

@@ -82,19 +82,41 @@ class Reckoning:
     faults: Sequence[Fault] = ()
 
 
+@dataclass(frozen=True)
+class Allowed:
+    """How long after a fault what it leads to may be seen; on a slow machine all takes longer."""
+
+    charge_s: float = 0.0
+    """For how long a gateway may be about to charge what it has delivered."""
+    slowness: float = 1.0
+
+    @property
+    def margin_s(self) -> float:
+        return MARGIN_S * self.slowness
+
+    @property
+    def confirm_s(self) -> float:
+        return CONFIRM_S * self.slowness
+
+    @property
+    def aftermath_s(self) -> float:
+        return AFTERMATH_S * self.slowness
+
+
 def reckon(
     attempts: Sequence[Attempt],
     holds: Iterable[HoldRow],
     faults: Sequence[Fault],
     calms: Sequence[float] = (),
-    charge_s: float = 0.0,
+    allowed: "Allowed | None" = None,
 ) -> Reckoning:
     """Compare; every hold must belong to an attempt and have ended.
 
     Args:
         calms: moments at which all was seen to be well; no fault explains anything beyond one.
-        charge_s: for how long a gateway may be about to charge what it has delivered.
+        allowed: how long after a fault what it leads to may be seen.
     """
+    allowed = allowed or Allowed()
     by_request = {hold.request_id: hold for hold in holds}
     found = Reckoning(faults=faults)
     keyed: dict[str, list[tuple[Attempt, HoldRow | None]]] = {}
@@ -102,7 +124,7 @@ def reckon(
         hold = by_request.pop(attempt.request_id, None)
         if hold is not None and not hold.ended:
             _wrong(found, attempt, hold, "its hold never ended")
-        if problem := _reply_problem(attempt, faults) or _unexplained(attempt, faults, calms):
+        if problem := _problem(attempt, faults, calms, allowed):
             _wrong(found, attempt, hold, problem)
         if attempt.key is not None:
             keyed.setdefault(attempt.key, []).append((attempt, hold))
@@ -114,9 +136,9 @@ def reckon(
         charged = hold.captured_units if hold else 0
         found.charged += charged
         if hold is not None and hold.state == "refunded":
-            outcome = _refunded(attempt, faults, charge_s)
+            outcome = _refunded(attempt, faults, allowed)
         else:
-            outcome = _outcome(attempt, charged, faults, charge_s)
+            outcome = _outcome(attempt, charged, faults, allowed)
         if outcome is None:
             _wrong(found, attempt, hold, "charge and delivery disagree")
         else:
@@ -142,7 +164,14 @@ def _wrong(found: Reckoning, attempt: Attempt, hold: HoldRow | None, problem: st
     )
 
 
-def _reply_problem(attempt: Attempt, faults: Sequence[Fault]) -> str:
+def _problem(
+    attempt: Attempt, faults: Sequence[Fault], calms: Sequence[float], allowed: Allowed
+) -> str:
+    """What is wrong with a reply, or with an error that nothing explains; empty if nothing is."""
+    return _reply_problem(attempt, faults, allowed) or _unexplained(attempt, faults, calms, allowed)
+
+
+def _reply_problem(attempt: Attempt, faults: Sequence[Fault], allowed: Allowed) -> str:
     """What this client should not have seen; empty if all is well."""
     if attempt.wrong:
         return attempt.wrong
@@ -151,7 +180,7 @@ def _reply_problem(attempt: Attempt, faults: Sequence[Fault]) -> str:
     if attempt.broken or not attempt.finished:
         # A reply in the middle of its stream can only break off when its gateway dies.
         senders = SENDERS if attempt.status is not None else ("proxy",)
-        return "" if _during(attempt, faults, senders) else "a broken connection"
+        return "" if _during(attempt, faults, senders, allowed) else "a broken connection"
     if attempt.status == 200:
         if attempt.error is None and attempt.streams and len(attempt.pictures) != attempt.n:
             return "a stream that ends early and does not say why"
@@ -162,34 +191,36 @@ def _reply_problem(attempt: Attempt, faults: Sequence[Fault]) -> str:
     return "" if attempt.status in FAILURES else "an unexpected status"
 
 
-def _unexplained(attempt: Attempt, faults: Sequence[Fault], calms: Sequence[float]) -> str:
+def _unexplained(
+    attempt: Attempt, faults: Sequence[Fault], calms: Sequence[float], allowed: Allowed
+) -> str:
     """Why nothing that was broken accounts for this error; empty if something does."""
     if attempt.error is None or attempt.left:
         return ""
     causes = CAUSES.get(str(attempt.error["code"]), ())
     calm = max((at for at in calms if at <= attempt.began), default=0.0)
     for fault in faults:
-        lately = fault.began <= attempt.ended and attempt.began <= fault.ended + AFTERMATH_S
+        lately = fault.began <= attempt.ended and attempt.began <= fault.ended + allowed.aftermath_s
         if lately and fault.ended > calm and any(cause in fault.kind for cause in causes):
             return ""
     return f"no fault explains {attempt.error['code']}"
 
 
 def _outcome(
-    attempt: Attempt, charged: int, faults: Sequence[Fault], charge_s: float
+    attempt: Attempt, charged: int, faults: Sequence[Fault], allowed: Allowed
 ) -> str | None:
     """What became of a request without a key; None when nothing may end so."""
     delivered = attempt.price(attempt.n if attempt.served else len(attempt.pictures))
     if charged == delivered:
         return "delivered and charged" if charged else _free(attempt)
     if charged < delivered:
-        return "given away" if _charger_died(attempt, faults, charge_s) else None
+        return "given away" if _charger_died(attempt, faults, allowed) else None
     if attempt.left:
         return "charged, client left"
-    return "charged, reply lost" if _during(attempt, faults, ("kill proxy",)) else None
+    return "charged, reply lost" if _during(attempt, faults, ("kill proxy",), allowed) else None
 
 
-def _refunded(attempt: Attempt, faults: Sequence[Fault], charge_s: float) -> str | None:
+def _refunded(attempt: Attempt, faults: Sequence[Fault], allowed: Allowed) -> str | None:
     """What became of a request whose charge was given back: whoever had made it has died.
 
     It dies before it has sent the reply, or soon after, before it has told the database. Where
@@ -198,10 +229,10 @@ def _refunded(attempt: Attempt, faults: Sequence[Fault], charge_s: float) -> str
     if attempt.streams:
         return None
     delivered = attempt.served or attempt.pictures
-    confirmed = attempt.ended + (CONFIRM_S if delivered else charge_s)
+    confirmed = attempt.ended + (allowed.confirm_s if delivered else allowed.charge_s)
     for fault in sorted(faults, key=lambda one: one.began):
         if "database" in fault.kind and attempt.began <= fault.ended and fault.began <= confirmed:
-            confirmed = max(confirmed, fault.ended + 2 * CONFIRM_S)
+            confirmed = max(confirmed, fault.ended + 2 * allowed.confirm_s)
     died = (fault for fault in faults if fault.kind.startswith(GATEWAYS))
     if not any(attempt.began <= fault.ended and fault.began <= confirmed for fault in died):
         return None
@@ -210,18 +241,18 @@ def _refunded(attempt: Attempt, faults: Sequence[Fault], charge_s: float) -> str
     return "client left, refunded" if attempt.left else "reply lost, refunded"
 
 
-def _charger_died(attempt: Attempt, faults: Sequence[Fault], charge_s: float) -> bool:
+def _charger_died(attempt: Attempt, faults: Sequence[Fault], allowed: Allowed) -> bool:
     """Whether whoever had delivered this died before it could charge.
 
     Streams are charged after they were sent. Any reply may go before its charge where the database
     broke off just then, and leaves the gateway with a charge to make sure of.
     """
-    if attempt.streams and _during(attempt, faults, SENDERS):
+    if attempt.streams and _during(attempt, faults, SENDERS, allowed):
         return True
-    if not _during(attempt, faults, ("database",)):
+    if not _during(attempt, faults, ("database",), allowed):
         return False
     died = (fault for fault in faults if fault.kind.startswith(GATEWAYS))
-    return any(attempt.began <= fault.ended <= attempt.ended + charge_s for fault in died)
+    return any(attempt.began <= fault.ended <= attempt.ended + allowed.charge_s for fault in died)
 
 
 def _free(attempt: Attempt) -> str:
@@ -230,11 +261,13 @@ def _free(attempt: Attempt) -> str:
     return f"failed, free: {attempt.error['code'] if attempt.error else 'connection lost'}"
 
 
-def _during(attempt: Attempt, faults: Sequence[Fault], kinds: Sequence[str]) -> bool:
+def _during(
+    attempt: Attempt, faults: Sequence[Fault], kinds: Sequence[str], allowed: Allowed
+) -> bool:
     return any(
         any(kind in fault.kind for kind in kinds)
         and fault.began <= attempt.ended
-        and attempt.began <= fault.ended + MARGIN_S
+        and attempt.began <= fault.ended + allowed.margin_s
         for fault in faults
     )
 

@@ -15,8 +15,9 @@ from PIL import Image
 
 from tests.faults.clients import Attempt, Load, show
 from tests.faults.injector import Injector
-from tests.faults.reckoning import Reckoning, reckon
-from tests.faults.system import HOLD_TTL_S, KEY, System, eventually
+from tests.faults.reckoning import Allowed, Reckoning, reckon
+from tests.faults.system import HOLD_TTL_S, KEY, System
+from tests.machine import MACHINE, eventually
 
 pytestmark = pytest.mark.serve
 
@@ -57,13 +58,19 @@ def test_whatever_dies_the_books_agree_with_what_clients_got(
         while len(injector.faults) < total:
             load.resume()
             injector.strike(min(BATCH, total - len(injector.faults)))
-            load.pause(eventually)
+            load.pause()
             check_calm(system, load)
             calms.append(time.time())
     eventually(system.settled, "every hold has ended")
     system.check_books()
     holds = [hold for hold in system.holds() if hold.id not in others]
-    found = reckon(load.attempts, holds, injector.faults, calms, HOLD_TTL_S)
+    found = reckon(
+        load.attempts,
+        holds,
+        injector.faults,
+        calms,
+        Allowed(MACHINE.allow(HOLD_TTL_S), MACHINE.slowness),
+    )
     record_property("report", report(found, injector, load.attempts))
     assert not found.wrongs
     assert found.counts["delivered and charged"]  # it was a load

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.faults.clients import Attempt
-from tests.faults.reckoning import CONFIRM_S, Fault, HoldRow, reckon
+from tests.faults.reckoning import CONFIRM_S, Allowed, Fault, HoldRow, reckon
 
 PRICE = 256 * 256
 ERROR = {"message": "no", "type": "server_error", "param": None, "code": "internal_error"}
@@ -75,7 +75,7 @@ def hold(units: int, name: str = "r", state: str = "") -> HoldRow:
 def test_an_honest_end_is_counted(
     seen: Attempt, units: int, faults: list[Fault], outcome: str
 ) -> None:
-    found = reckon([seen], [hold(units)], faults, charge_s=CHARGE_S)
+    found = reckon([seen], [hold(units)], faults, allowed=Allowed(CHARGE_S))
     assert found.wrongs == []
     assert found.counts == {outcome: 1}
     assert found.charged == units
@@ -115,7 +115,7 @@ def test_an_honest_end_is_counted(
     ],
 )
 def test_a_wrong_end_is_found(seen: Attempt, units: int, faults: list[Fault]) -> None:
-    assert reckon([seen], [hold(units)], faults, charge_s=CHARGE_S).wrongs
+    assert reckon([seen], [hold(units)], faults, allowed=Allowed(CHARGE_S)).wrongs
 
 
 NODE = Fault("kill node", 10.5, 12.0)
@@ -147,7 +147,7 @@ CONFIRMED = ENDED + CONFIRM_S + 0.1
 def test_a_refund_is_explained_by_a_gateway_that_died_with_the_reply(
     seen: Attempt, faults: list[Fault], outcome: str
 ) -> None:
-    found = reckon([seen], [hold(0, state="refunded")], faults, charge_s=CHARGE_S)
+    found = reckon([seen], [hold(0, state="refunded")], faults, allowed=Allowed(CHARGE_S))
     assert found.wrongs == []
     assert found.counts == {outcome: 1}
 
@@ -170,7 +170,7 @@ def test_a_refund_is_explained_by_a_gateway_that_died_with_the_reply(
     ],
 )
 def test_a_refund_that_nothing_explains_is_found(seen: Attempt, faults: list[Fault]) -> None:
-    assert reckon([seen], [hold(0, state="refunded")], faults, charge_s=CHARGE_S).wrongs
+    assert reckon([seen], [hold(0, state="refunded")], faults, allowed=Allowed(CHARGE_S)).wrongs
 
 
 def test_a_hold_that_never_ends_is_found() -> None:

@@ -18,13 +18,15 @@ import pytest
 from PIL import Image
 
 from tests.conftest import BIN, Served
-from tests.integration.conftest import eventually
+from tests.machine import MACHINE, eventually
 from tools.flux_mini.judge import describe
 
 pytestmark = pytest.mark.serve
 
 PROMPT = "a red circle on a blue background"
 UNITS = 256 * 256
+LONG = ("-n", "4", "--steps", "50", "--size", "512x512")
+"""Seconds: long enough to be broken off, and a slow machine takes it, too."""
 VARIABLES = ("FLUX_SERVE_API_KEY", "FLUX_SERVE_ADMIN_KEY", "OPENAI_API_KEY", "NO_COLOR")
 
 
@@ -43,7 +45,7 @@ def flux_serve(
         env=environment(served, key),
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=MACHINE.allow(200),
     )
 
 
@@ -83,7 +85,7 @@ def test_out_of_units_nothing_is_drawn(served: Served, tmp_path: Path) -> None:
 def test_ctrl_c_cancels_the_job_and_says_what_it_cost(served: Served, tmp_path: Path) -> None:
     key = served.new_key("cli-impatient", 10**9)
     process = subprocess.Popen(
-        [str(BIN / "flux-serve"), "generate", PROMPT, "-n", "8", "--steps", "50"],
+        [str(BIN / "flux-serve"), "generate", PROMPT, *LONG],
         cwd=tmp_path,
         env=environment(served, key),
         stdout=subprocess.PIPE,
@@ -93,7 +95,7 @@ def test_ctrl_c_cancels_the_job_and_says_what_it_cost(served: Served, tmp_path: 
     )
     eventually(lambda: served.balance(key)["held"] > 0, "the units are held")
     process.send_signal(signal.SIGINT)
-    out, said = process.communicate(timeout=60)
+    out, said = process.communicate(timeout=MACHINE.allow())
     assert (process.returncode, out) == (130, "")
     assert said == "cancelled: nothing was charged\n"
     balance = served.balance(key)
@@ -114,7 +116,7 @@ def test_a_terminal_shows_the_picture_as_it_takes_shape(served: Served, tmp_path
     )
     os.close(screen)
     text = read_all(keyboard)
-    assert process.wait(60) == 0, text
+    assert process.wait(MACHINE.allow()) == 0, text
     assert "step 1 of 8" in text
     chunk = r"\x1b_G%s[^;]*;[^\x1b]*\x1b\\"
     pictures = re.findall(f"{chunk % 'a=T'}(?:{chunk % 'q=2,m'})*", text)

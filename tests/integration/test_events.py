@@ -19,8 +19,10 @@ from tests.integration.conftest import (
     eventually,
     idle,
     kill_busy_replica,
+    settled,
     until_healthy,
 )
+from tests.machine import MACHINE
 
 pytestmark = pytest.mark.serve
 
@@ -38,7 +40,9 @@ MANY_UNITS = UNITS * 50 // 4
 @contextmanager
 def opened(app: App, body: dict[str, Any]) -> Iterator[httpx.Response]:
     url = f"{app.url}/v1/images/generations"
-    with httpx.stream("POST", url, json=body, headers=app.headers, timeout=120) as reply:
+    with httpx.stream(
+        "POST", url, json=body, headers=app.headers, timeout=MACHINE.allow(300)
+    ) as reply:
         yield reply
 
 
@@ -54,12 +58,6 @@ def completed(events: list[dict[str, Any]]) -> list[int]:
         for event in events
         if event.get("type") == "image_generation.completed"
     )
-
-
-def settled(app: App) -> int:
-    """Units captured, once nothing is held any more."""
-    eventually(lambda: app.books()["held"] == 0, "the hold is resolved")
-    return app.books()["captured"]
 
 
 def test_a_stream_opens_and_shows_previews_while_the_model_draws(main: App) -> None:

@@ -6,10 +6,8 @@ interface, where a development key is refused.
 
 import json
 import socket
-import tempfile
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,14 +15,17 @@ import pytest
 import yaml
 
 from benchmarks.gateway_serve import haproxy_environment
-from tests.conftest import ROOT, Served, free_port, start, stop, wait_until_ready
+from tests.conftest import ROOT, Served, free_port, short_folder
 from tests.integration.conftest import error_of, eventually
+from tests.machine import MACHINE
+from tests.nodes import Nodes
+from tests.serving import Command, written
 
 pytestmark = pytest.mark.serve
 
 SMALL = {"prompt": "a red circle on a blue background", "size": "256x256"}
-LONG = {"prompt": "a red circle", "size": "1024x1024", "num_inference_steps": 50, "n": 2}
-"""Takes many seconds: long enough to leave in the middle."""
+LONG = {"prompt": "a red circle", "size": "512x512", "num_inference_steps": 50, "n": 2}
+"""Takes seconds: long enough to leave in the middle, and a slow machine takes it, too."""
 HOSTILE = {
     "x-request-timeout-seconds": "0.001",
     "x-request-disconnect-disabled": "?1",
@@ -32,29 +33,33 @@ HOSTILE = {
     "serve_multiplexed_model_id": "mine",
 }
 UNITS = 256 * 256
+NODE = {"num_cpus": 4, "object_store_memory": 200_000_000, "include_log_monitor": False}
 
 
 @pytest.fixture(scope="module")
 def app() -> Iterator[Served]:
-    with tempfile.TemporaryDirectory(prefix="fs-", ignore_cleanup_errors=True) as name:
-        folder, port = Path(name), free_port()
-        data = yaml.safe_load((ROOT / "configs" / "local.yaml").read_text())
-        data["http_options"] = {"host": "0.0.0.0", "port": port}
-        args = data["applications"][0]["args"]
-        args["public_url"] = f"http://127.0.0.1:{port}"
-        del args["development"]
-        config = folder / "haproxy.yaml"
-        config.write_text(yaml.safe_dump(data))
-        served = Served(f"http://127.0.0.1:{port}", "", folder, config, folder / "serve.log")
-        process = start(served, **haproxy_environment(folder))
+    """Ray's own `serve run`, on a Ray cluster that is there already and has no dashboard."""
+    folder, port = short_folder(), free_port()
+    data = yaml.safe_load((ROOT / "configs" / "local.yaml").read_text())
+    data["http_options"] = {"host": "0.0.0.0", "port": port}
+    args = data["applications"][0]["args"]
+    args["public_url"] = f"http://127.0.0.1:{port}"
+    del args["development"]
+    served = written(folder, yaml.safe_dump(data), args["public_url"], "")
+    environment = haproxy_environment(folder)
+    nodes = Nodes(folder, environment=environment, dashboard_port=free_port(), **NODE)
+    try:
+        command = Command(served, "serve", "run", **environment, RAY_ADDRESS=nodes.address)
         try:
-            wait_until_ready(served, process)
+            command.wait_until_ready()
             assert list(folder.glob("haproxy/*/haproxy.cfg")), "HAProxy does not run"
             yield served
             report = served.flux_serve("audit")
             assert report["balanced"], report
         finally:
-            stop(process)
+            command.stop()
+    finally:
+        nodes.stop()
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +71,7 @@ def headers(app: Served) -> dict[str, str]:
 
 def balance(app: Served, headers: dict[str, str]) -> dict[str, Any]:
     request = urllib.request.Request(f"{app.url}/v1/account", headers=headers)
-    with urllib.request.urlopen(request, timeout=30) as reply:
+    with urllib.request.urlopen(request, timeout=MACHINE.allow(30)) as reply:
         found: dict[str, Any] = json.load(reply)
         return found
 
@@ -75,7 +80,7 @@ def test_an_image_is_drawn_charged_and_downloads(app: Served, headers: dict[str,
     before = balance(app, headers)["captured"]
     url = f"{app.url}/v1/images/generations"
     mine = {"x-request-id": "mine-1"}
-    reply = httpx.post(url, json=SMALL, headers={**headers, **mine}, timeout=120)
+    reply = httpx.post(url, json=SMALL, headers={**headers, **mine}, timeout=MACHINE.allow(120))
     assert reply.status_code == 200, reply.text
     assert reply.headers.get_list("x-request-id") == ["mine-1"]
     assert reply.headers["x-compute-units"] == str(UNITS)
@@ -98,14 +103,14 @@ def test_every_failure_of_ours_is_in_openais_shape_with_one_request_id(app: Serv
 
 def test_control_headers_from_outside_have_no_effect(app: Served, headers: dict[str, str]) -> None:
     url = f"{app.url}/v1/images/generations"
-    reply = httpx.post(url, json=SMALL, headers={**headers, **HOSTILE}, timeout=120)
+    reply = httpx.post(url, json=SMALL, headers={**headers, **HOSTILE}, timeout=MACHINE.allow(120))
     assert reply.status_code == 200, reply.text
 
 
 def test_a_stream_brings_its_events(app: Served, headers: dict[str, str]) -> None:
     body = {**SMALL, "stream": True, "partial_images": 1}
     url = f"{app.url}/v1/images/generations"
-    with httpx.stream("POST", url, json=body, headers=headers, timeout=120) as reply:
+    with httpx.stream("POST", url, json=body, headers=headers, timeout=MACHINE.allow(120)) as reply:
         assert reply.headers["content-type"].startswith("text/event-stream")
         lines = [line.removeprefix("data: ") for line in reply.iter_lines() if "data: {" in line]
     kinds = [json.loads(line)["type"] for line in lines]

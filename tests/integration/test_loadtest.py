@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import BIN, Served, free_port
-from tests.integration.conftest import eventually
+from tests.machine import MACHINE, eventually
 
 pytestmark = pytest.mark.serve
 
@@ -36,7 +36,7 @@ def start(served: Served, folder: Path, *options: str, key: str = "") -> "subpro
 
 
 def finish(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    said, noise = process.communicate(timeout=200)
+    said, noise = process.communicate(timeout=MACHINE.allow(200))
     return process.returncode, said + (noise or "")
 
 
@@ -88,7 +88,10 @@ def test_workers_elsewhere_send_what_a_master_plans(served: Served, tmp_path: Pa
         found = results(tmp_path)
         assert found["figures"]["delivered"] == found["planned"] > 0
         assert found["ledger"]["charged_units"] == served.balance(key)["captured"] > 0
-        assert [worker.wait(60) for worker in workers] == [0, 0]  # the master dismisses them
+        assert [worker.wait(MACHINE.allow()) for worker in workers] == [
+            0,
+            0,
+        ]  # the master dismisses them
     finally:
         for worker in workers:
             worker.kill()
@@ -121,7 +124,7 @@ def test_another_client_of_the_account_is_found_out(served: Served, tmp_path: Pa
         data=json.dumps({"prompt": "mine", "size": "256x256"}).encode(),
         headers={"authorization": f"Bearer {key}", "content-type": "application/json"},
     )
-    with urllib.request.urlopen(other, timeout=120) as reply:
+    with urllib.request.urlopen(other, timeout=MACHINE.allow(120)) as reply:
         spent = int(reply.headers["x-compute-units"])
     process.send_signal(signal.SIGCONT)
     status, said = finish(process)

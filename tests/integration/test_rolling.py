@@ -3,7 +3,6 @@
 One application, `rolling`, joins the cluster for these tests: two gateways, two simulated models.
 """
 
-import copy
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,9 @@ import httpx
 import pytest
 from ray import serve
 
-from tests.integration.conftest import KEY, QUICK, App, Cluster, application_args, eventually
+from tests.cluster import app_of
+from tests.integration.conftest import QUICK, App, Cluster, application, eventually, settled
+from tests.machine import MACHINE
 
 pytestmark = pytest.mark.serve
 
@@ -27,36 +28,29 @@ UNITS = 1024 * 1024 * 10 // 4
 
 
 class Rolling:
-    """The application and its config file, which tests change."""
+    """The application and its entry in the config file, which tests change."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
-        self.app: App
         model = {
             "id": NAME,
             "source": "simulated:h200:schnell",
             "num_cpus": 0.1,
             "engine": {"warm_up_sizes": ["1024x1024"], "simulation": {"load_s": 0}},
         }
-        base = f"{cluster.main.url}/{NAME}"
-        args = application_args(cluster.folder, NAME, base, models=[model])
-        self.application: dict[str, Any] = {
-            "import_path": "serve_app.graph:build",
-            "name": NAME,
-            "route_prefix": f"/{NAME}",
-            "args": args,
-            "deployments": [
-                {"name": "Gateway", "num_replicas": 2, **QUICK},
-                {"name": MODEL, "num_replicas": 2, **QUICK},
-            ],
-        }
-        self.app = App(NAME, base, KEY, args["ledger"]["url"])
+        self.application = application(
+            cluster.folder,
+            NAME,
+            cluster.url,
+            {"name": "Gateway", "num_replicas": 2, **QUICK},
+            {"name": MODEL, "num_replicas": 2, **QUICK},
+            models=[model],
+        )
+        self.app = app_of(self.application)
 
     def deploy(self) -> None:
         """What `serve deploy` does with the file as it is now; returns when all is as it says."""
-        document = copy.deepcopy(self.cluster.document)
-        document["applications"].append(copy.deepcopy(self.application))
-        self.cluster.deploy(document)
+        self.cluster.deploy(self.application)
         eventually(self.as_configured, "as many replicas as the file says")
 
     def as_configured(self) -> bool:
@@ -79,7 +73,7 @@ def rolling(cluster: Cluster) -> Iterator[Rolling]:
     made = Rolling(cluster)
     made.deploy()
     yield made
-    serve.delete(NAME)
+    cluster.remove(NAME)
 
 
 @contextmanager
@@ -89,7 +83,7 @@ def traffic(app: App) -> Iterator[list[httpx.Response]]:
     replies: list[httpx.Response] = []
 
     def client() -> None:
-        with httpx.Client(timeout=120, headers=app.headers) as http:
+        with httpx.Client(timeout=MACHINE.allow(120), headers=app.headers) as http:
             while not stop.is_set():
                 replies.append(http.post(f"{app.url}/v1/images/generations", json=JOB))
 
@@ -110,7 +104,7 @@ def check(app: App, replies: list[httpx.Response], captured: int) -> None:
     """Everyone was served, and paid."""
     failed = [(reply.status_code, reply.text) for reply in replies if reply.status_code != 200]
     assert failed == []
-    assert app.books() == {"captured": captured + len(replies) * UNITS, "held": 0}
+    assert settled(app) == captured + len(replies) * UNITS
 
 
 def test_new_batching_knobs_under_load_lose_no_request(rolling: Rolling) -> None:

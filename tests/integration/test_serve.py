@@ -18,6 +18,7 @@ from tests.integration.conftest import (
     MINI,
     STEPS_MAX,
     App,
+    Apps,
     Cluster,
     busy_replica,
     error_of,
@@ -27,6 +28,7 @@ from tests.integration.conftest import (
     until_healthy,
 )
 from tests.integration.test_events import opened
+from tests.machine import MACHINE
 from tests.otlp_receiver import named
 
 pytestmark = pytest.mark.serve
@@ -41,7 +43,7 @@ UNITS = 256 * 256
 
 def post(app: App, body: dict[str, Any], **options: Any) -> httpx.Response:
     url = f"{app.url}/v1/images/generations"
-    return httpx.post(url, json=body, headers=app.headers, timeout=120, **options)
+    return httpx.post(url, json=body, headers=app.headers, timeout=MACHINE.allow(300), **options)
 
 
 def test_a_url_under_a_route_prefix_downloads(strict: App) -> None:
@@ -116,7 +118,7 @@ def test_a_client_that_leaves_stops_the_drawing_and_pays_nothing(main: App) -> N
     before = main.books()["captured"]
 
     async def leave() -> None:
-        async with httpx.AsyncClient(timeout=120) as client:
+        async with httpx.AsyncClient(timeout=MACHINE.allow(300)) as client:
             request = asyncio.create_task(
                 client.post(f"{main.url}/v1/images/generations", json=ENDLESS, headers=main.headers)
             )
@@ -157,7 +159,7 @@ def test_the_status_shows_replicas_and_the_work_of_the_whole_fleet(main: App) ->
 
 
 def test_a_replica_that_dies_is_replaced_by_another_within_the_request(
-    cluster: Cluster, main: App
+    apps: Apps, main: App
 ) -> None:
     until_healthy(main)
     before = main.books()["captured"]
@@ -169,10 +171,10 @@ def test_a_replica_that_dies_is_replaced_by_another_within_the_request(
     assert main.books()["captured"] - before == int(reply.headers["x-compute-units"])
     request_id = reply.headers["x-request-id"]
     (request,) = eventually(
-        lambda: cluster.receiver.having("POST /v1/images/generations", request_id=request_id),
+        lambda: apps.receiver.having("POST /v1/images/generations", request_id=request_id),
         "the request's span",
     )
-    spans = cluster.receiver.until(
+    spans = apps.receiver.until(
         lambda found: (
             [span.name for span in found].count("job") == 2
             and "draw" in {span.name for span in found}
@@ -193,7 +195,9 @@ def test_openais_own_retries_after_two_deaths_charge_once(main: App) -> None:
     until_healthy(main)
     before = main.books()["captured"]
     with (
-        openai.OpenAI(base_url=f"{main.url}/v1", api_key=main.key, timeout=120) as client,
+        openai.OpenAI(
+            base_url=f"{main.url}/v1", api_key=main.key, timeout=MACHINE.allow(300)
+        ) as client,
         ThreadPoolExecutor(1) as pool,
     ):
         pending = pool.submit(
@@ -248,7 +252,7 @@ def test_control_headers_from_outside_have_no_effect(main: App) -> None:
         f"{main.url}/v1/images/generations",
         json=SMALL,
         headers={**main.headers, **hostile},
-        timeout=60,
+        timeout=MACHINE.allow(),
     )
     assert reply.status_code == 200
 
@@ -270,25 +274,11 @@ def test_a_request_id_from_the_client_comes_back(main: App) -> None:
 def test_batching_knobs_change_in_place(cluster: Cluster, main: App) -> None:
     until_healthy(main)
     before = set(main.replicas(MINI))
-    document = copy.deepcopy(cluster.document)
-    document["applications"][0]["deployments"][0]["user_config"] = {
+    application = copy.deepcopy(cluster.applications["main"])
+    application["deployments"][0]["user_config"] = {
         "max_batch_size": 2,
         "batch_wait_timeout_s": 0.0,
     }
-    cluster.deploy(document)
+    cluster.deploy(application)
     assert post(main, SMALL).status_code == 200
     assert set(main.replicas(MINI)) == before
-
-
-def test_before_an_application_is_deployed_the_proxy_answers_503_in_our_shape(
-    cluster: Cluster, strict: App
-) -> None:
-    """Runs last: it takes the main application away."""
-    document = {**cluster.document, "applications": cluster.document["applications"][1:]}
-    cluster.deploy(document)
-    reply = eventually(
-        lambda: (r := httpx.get(f"{cluster.main.url}/v1/models")).status_code == 503 and r,
-        "the main application is gone",
-    )
-    assert error_of(reply)["code"] == "service_unavailable"
-    assert reply.headers["retry-after"]

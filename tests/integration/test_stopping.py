@@ -1,18 +1,18 @@
 """`flux-serve serve` told to stop while it draws: the job under way gets its pictures."""
 
 import signal
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import yaml
 
-from tests.conftest import ROOT, Served, free_port, start, stop, wait_until_ready
+from tests.conftest import ROOT, free_port, short_folder
 from tests.integration.conftest import eventually
+from tests.machine import MACHINE
+from tests.serving import Command, written
 
 pytestmark = pytest.mark.serve
 
@@ -20,47 +20,48 @@ SIZE = "1024x1024"
 JOB = {"prompt": "a red circle", "size": SIZE, "num_inference_steps": 50, "n": 8}
 """Fourteen seconds of the simulated GPU: far more than Serve needs to refuse others."""
 UNITS = 8 * 1024 * 1024 * 50 // 4
+STOP_S = 120.0
 
 
 @pytest.fixture
-def started() -> Iterator[tuple[Served, "subprocess.Popen[bytes]"]]:
+def command() -> Iterator[Command]:
     """`flux-serve serve` on the shipped configs/loadtest.yaml, with one GPU."""
-    with tempfile.TemporaryDirectory(prefix="fs-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        config, port = folder / "config.yaml", free_port()
-        data = yaml.safe_load((ROOT / "configs" / "loadtest.yaml").read_text())
-        data["http_options"]["port"] = port
-        application = data["applications"][0]
-        args = application["args"]
-        args["public_url"] = f"http://127.0.0.1:{port}"
-        args["models"][0]["engine"]["simulation"]["load_s"] = 0
-        del application["deployments"]
-        config.write_text(yaml.safe_dump(data))
-        key = args["development"]["key"]
-        app = Served(args["public_url"], key, folder, config, folder / "serve.log")
-        process = start(app, ("flux-serve", "serve"))
-        try:
-            wait_until_ready(app, process)
-            yield app, process
-        finally:
-            stop(process)
+    folder, port = short_folder(), free_port()
+    data = yaml.safe_load((ROOT / "configs" / "loadtest.yaml").read_text())
+    data["http_options"]["port"] = port
+    application = data["applications"][0]
+    args = application["args"]
+    args["public_url"] = f"http://127.0.0.1:{port}"
+    simulation = args["models"][0]["engine"]["simulation"]
+    simulation |= {"load_s": 0, "time_scale": MACHINE.slowness}
+    del application["deployments"]
+    key = args["development"]["key"]
+    served = written(folder, yaml.safe_dump(data), args["public_url"], key)
+    command = Command(served, "flux-serve", "serve")
+    try:
+        command.wait_until_ready()
+        yield command
+    finally:
+        command.stop()
 
 
-def test_a_job_under_way_is_finished_delivered_and_charged(
-    started: "tuple[Served, subprocess.Popen[bytes]]",
-) -> None:
-    app, process = started
+def test_a_job_under_way_is_finished_delivered_and_charged(command: Command) -> None:
+    app, process = command.served, command.process
+    started = psutil.Process(process.pid).children(recursive=True)
     headers = {"authorization": f"Bearer {app.key}"}
     url = f"{app.url}/v1/images/generations"
+    wait_s = MACHINE.allow(120)
     with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(httpx.post, url, json=JOB, headers=headers, timeout=120)
+        job = pool.submit(httpx.post, url, json=JOB, headers=headers, timeout=wait_s)
         eventually(lambda: app.balance()["held"] == UNITS, "the job is held")
         process.send_signal(signal.SIGTERM)
         late = eventually(
             lambda: (
-                (r := httpx.get(f"{app.url}/v1/models", headers=headers, timeout=60)).status_code
+                (
+                    reply := httpx.get(f"{app.url}/v1/models", headers=headers, timeout=wait_s)
+                ).status_code
                 != 200
-                and r
+                and reply
             ),
             "new requests are refused",
         )
@@ -70,6 +71,9 @@ def test_a_job_under_way_is_finished_delivered_and_charged(
     assert late.json()["error"]["code"] == "service_unavailable"
     assert reply.status_code == 200, reply.text
     assert len(reply.json()["data"]) == 8
-    assert process.wait(120) == 0
+    assert process.wait(MACHINE.allow(STOP_S)) == 0
     account = app.flux_serve("accounts", "list")[0]
     assert (account["captured"], account["held"]) == (UNITS, 0)
+    eventually(
+        lambda: not [one for one in started if one.is_running()], "no process of the server is left"
+    )

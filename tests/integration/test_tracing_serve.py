@@ -6,7 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.conftest import MINI, App, Cluster, eventually
+from tests.integration.conftest import MINI, App, Apps, Cluster, eventually
+from tests.machine import MACHINE
 from tests.otlp_receiver import PROMPT, assert_documented, named
 
 pytestmark = pytest.mark.serve
@@ -19,7 +20,7 @@ def the_line(cluster: Cluster, component: str, request_id: str) -> dict[str, Any
     """Of ours there is one for a request in each process; Serve adds some of its own at times."""
 
     def ours() -> list[dict[str, Any]]:
-        entries = cluster.log_entries(component, request_id=request_id)
+        entries = cluster.log_entries("main", component, request_id=request_id)
         return [entry for entry in entries if entry["filename"] in {"accesslog.py", "jobline.py"}]
 
     (found,) = eventually(ours, f"a line of {component}")
@@ -29,7 +30,7 @@ def the_line(cluster: Cluster, component: str, request_id: str) -> dict[str, Any
 def test_gateway_and_replica_log_a_job_under_the_same_ids(cluster: Cluster, main: App) -> None:
     url, chosen = f"{main.url}/v1/images/generations", "trace-me:1"
     headers = {**main.headers, "x-request-id": chosen}
-    reply = httpx.post(url, json=BODY, headers=headers, timeout=60)
+    reply = httpx.post(url, json=BODY, headers=headers, timeout=MACHINE.allow())
     assert reply.status_code == 200
     told = the_line(cluster, "Gateway", chosen)
     drawn = the_line(cluster, MINI, chosen)
@@ -48,16 +49,16 @@ def test_gateway_and_replica_log_a_job_under_the_same_ids(cluster: Cluster, main
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_gateway_and_replica_make_one_trace_under_the_clients_span(
-    cluster: Cluster, main: App, stream: bool
+    cluster: Cluster, apps: Apps, main: App, stream: bool
 ) -> None:
     trace_id, client = secrets.token_hex(16), secrets.token_hex(8)
     headers = {**main.headers, "traceparent": f"00-{trace_id}-{client}-01", "tracestate": "v=1"}
     body = {**BODY, "prompt": f"{PROMPT} {trace_id}", "n": 2, "stream": stream}
     url = f"{main.url}/v1/images/generations"
-    reply = httpx.post(url, json=body, headers=headers, timeout=60)
+    reply = httpx.post(url, json=body, headers=headers, timeout=MACHINE.allow())
     assert reply.status_code == 200
     request_id = reply.headers["x-request-id"]
-    spans = cluster.receiver.until(
+    spans = apps.receiver.until(
         lambda found: {"capture", "draw", GENERATION} <= {span.name for span in found}, trace_id
     )
     assert_documented(spans)
