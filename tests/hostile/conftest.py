@@ -7,9 +7,9 @@ import pytest
 from hostile import Logs
 
 # The same world as the unit tests': real service, SQLite ledger and image store.
-from tests.unit.conftest import make_world, migrated_ledger, world
+from tests.unit.conftest import accounts, make_world, migrated_ledger, world
 
-__all__ = ["logs", "make_world", "migrated_ledger", "world"]
+__all__ = ["accounts", "logs", "make_world", "migrated_ledger", "world"]
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,6 @@ JSON = {"content-type": "application/json"}
 GENERATIONS = "/v1/images/generations"
 QUOTE = "/v1/images/quote"
 POSTS = (GENERATIONS, QUOTE)
-DEADLINE_S = 10.0
-"""No reply of a model that draws at once takes this long, even on a loaded machine."""
-
 _LEAK = re.compile(
     r"Traceback|File \"|\.py\b|sqlalchemy|sqlite3|pydantic|site-packages|0x[0-9a-f]{8,}"
 )

@@ -1,4 +1,4 @@
-"""Thousands of generations, good and bad: every reply as documented, every unit accounted for."""
+"""Hundreds of generations, good and bad: every reply as documented, every unit accounted for."""
 
 from pathlib import Path
 

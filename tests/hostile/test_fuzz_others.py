@@ -1,4 +1,4 @@
-"""Thousands of requests to everything but generations: every reply as documented, all for free."""
+"""Hundreds of requests to everything but generations: every reply as documented, all for free."""
 
 from pathlib import Path
 

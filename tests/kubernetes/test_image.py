@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from tests.kubernetes.cluster_kit import CONTAINER, GATEWAYS, ROOT, at, load, pod_templates
+from tests.machine import MACHINE
 
 DOCKERFILE = ROOT / "Dockerfile"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -191,7 +192,7 @@ def drain(folder: Path, status: int) -> tuple[list[str], bool]:
     done = subprocess.run(
         ["bash", str(ROOT / "docker" / "drain-node.sh")],
         env={"PATH": f"{folder}:/usr/bin:/bin", "DRAIN_PROC": str(folder / "proc")},
-        timeout=60,
+        timeout=MACHINE.allow(),
         check=False,
     )
     assert done.returncode == 0

@@ -8,6 +8,8 @@ from typing import Any
 
 import uvicorn
 
+from tests.machine import until
+
 Use = Callable[..., Awaitable[Any]]
 
 
@@ -18,8 +20,7 @@ async def listening(asgi: Any) -> AsyncIterator[str]:
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(asgi, log_config=None, lifespan="off"))
         task = asyncio.create_task(server.serve(sockets=[listener]))
-        while not server.started:  # noqa: ASYNC110  # uvicorn has no event to wait for
-            await asyncio.sleep(0.01)
+        await until(lambda: server.started, "uvicorn to start")
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:

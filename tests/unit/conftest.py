@@ -12,7 +12,7 @@ from scripted import ScriptedGenerator, ShakyLedger, World, catalogue
 
 from serve_app import idempotency, settle
 from serve_app.adminschema import ReplicaStatus
-from serve_app.config import AppConfig, TracingConfig
+from serve_app.config import AppConfig, LedgerConfig, TracingConfig
 from serve_app.ingress.app import create_app
 from serve_app.metering import migrate
 from serve_app.metering.sql import SqlLedger
@@ -31,6 +31,42 @@ def migrated_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("world") / "ledger.db"
     migrate.upgrade(f"sqlite:///{path}")
     return path
+
+
+class Accounts:
+    """Ledgers with `alice` and her key, by what she was granted: for each world to copy."""
+
+    def __init__(self, empty: Path) -> None:
+        self._empty = empty
+        self._made: dict[int, tuple[Path, str]] = {}
+
+    async def copy(self, granted: int, path: Path) -> str:
+        """Make the ledger at `path`; returns the secret of the key."""
+        if granted not in self._made:
+            self._made[granted] = await self._make(granted)
+        made, secret = self._made[granted]
+        shutil.copy(made, path)
+        return secret
+
+    async def _make(self, granted: int) -> tuple[Path, str]:
+        path = self._empty.with_name(f"alice-{granted}.db")
+        shutil.copy(self._empty, path)
+        ledger = await SqlLedger.open(LedgerConfig(url=f"sqlite+aiosqlite:///{path}"))
+        secret = await make_alice(ledger, granted)
+        await ledger.close()
+        return path, secret
+
+
+async def make_alice(ledger: SqlLedger, granted: int) -> str:
+    account = await ledger.admin.create_account("alice")
+    if granted:
+        await ledger.admin.grant(account.balance.id, granted)
+    return (await ledger.admin.create_key("alice")).secret
+
+
+@pytest.fixture(scope="session")
+def accounts(migrated_ledger: Path) -> Accounts:
+    return Accounts(migrated_ledger)
 
 
 @pytest.fixture
@@ -83,15 +119,17 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def make_world(tmp_path: Path, migrated_ledger: Path) -> AsyncIterator[MakeWorld]:
+async def make_world(tmp_path: Path, accounts: Accounts) -> AsyncIterator[MakeWorld]:
     """Makes a gateway; when the test is over its books must balance and nothing may be held."""
     worlds: list[World] = []
 
     async def make(*, granted: int = GRANTED, **sections: Any) -> World:
         folder = tmp_path / f"world-{len(worlds)}"
         folder.mkdir()
-        shutil.copy(migrated_ledger, folder / "ledger.db")
-        world = await build_world(folder, granted, sections)
+        secret = None
+        if "ledger" not in sections:
+            secret = await accounts.copy(granted, folder / "ledger.db")
+        world = await build_world(folder, granted, sections, secret)
         worlds.append(world)
         return world
 
@@ -106,7 +144,10 @@ async def world(make_world: MakeWorld) -> World:
     return await make_world()
 
 
-async def build_world(folder: Path, granted: int, sections: dict[str, Any]) -> World:
+async def build_world(
+    folder: Path, granted: int, sections: dict[str, Any], secret: str | None = None
+) -> World:
+    """A gateway; `secret` is of a key that its ledger has already."""
     config = AppConfig.model_validate(
         {
             "public_url": "http://test",
@@ -118,10 +159,7 @@ async def build_world(folder: Path, granted: int, sections: dict[str, Any]) -> W
         }
     )
     ledger = await SqlLedger.open(config.ledger)
-    account = await ledger.admin.create_account("alice")
-    if granted:
-        await ledger.admin.grant(account.balance.id, granted)
-    made = await ledger.admin.create_key("alice")
+    key = secret or await make_alice(ledger, granted)
     shaky, generator = ShakyLedger(ledger), ScriptedGenerator()
     store = ImageStore.open(config.store, config.public_url) if config.store else None
     generators = {model.id: generator for model in config.models}
@@ -141,8 +179,8 @@ async def build_world(folder: Path, granted: int, sections: dict[str, Any]) -> W
         generator=generator,
         service=service,
         app=create_app(service, why_not_ready, ledger.admin, fleet),
-        key=made.secret,
-        principal=await ledger.authenticate(made.secret),
+        key=key,
+        principal=await ledger.authenticate(key),
     )
     return world
 

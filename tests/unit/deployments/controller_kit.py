@@ -10,6 +10,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import DeploymentSchema, ReplicaDetails
 
 from serve_app.deployments import fleet
+from tests.machine import MACHINE
 
 
 class Controller:
@@ -27,7 +28,8 @@ class Controller:
         monkeypatch.setattr(fleet, "_get_global_client", lambda: client)
         monkeypatch.setattr(fleet, "ray", SimpleNamespace(get=lambda asked, timeout: asked.get()))
         monkeypatch.setattr(fleet, "ServeInstanceDetails", SimpleNamespace)
-        monkeypatch.setattr(fleet, "WAIT_S", 30)  # the machine may be busy
+        monkeypatch.setattr(fleet, "WAIT_S", MACHINE.allow())
+        monkeypatch.setattr(fleet, "time", SimpleNamespace(monotonic=lambda: 100.0))
         self.answers = threading.Event()
         """Cleared: questions wait."""
         self.answers.set()
@@ -35,7 +37,7 @@ class Controller:
 
     def get(self) -> dict[str, Any]:
         self.asked += 1
-        assert self.away or self.answers.wait(30)
+        assert self.away or self.answers.wait(MACHINE.allow())
         if self.away or self.fails_late:
             self.refused += 1
             raise RayServeException("There is no Serve instance running on this Ray cluster.")

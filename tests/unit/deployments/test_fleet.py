@@ -12,6 +12,7 @@ from serve_app.config import ModelConfig
 from serve_app.deployments import fleet as module
 from serve_app.deployments.fleet import Fleet, ReplicaBounds
 from serve_app.errors import Unavailable
+from tests.machine import until
 from tests.unit.deployments.controller_kit import Controller
 
 MODELS = tuple(ModelConfig(id=name, source="embedded:flux-mini") for name in ("mini", "big"))
@@ -131,9 +132,7 @@ async def test_a_question_that_fails_when_nobody_waits_any_more_is_no_error_of_a
     fleet = Fleet(MODELS)
     assert await fleet.bounds("mini") is None
     controller.answers.set()
-    async with asyncio.timeout(30):
-        while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110 until the question has ended
-            await asyncio.sleep(0.001)
+    await until(lambda: len(asyncio.all_tasks()) == 1, "the question to end")
     assert controller.refused == 1
     controller.fails_late = False
     await fleet()  # forgets that question

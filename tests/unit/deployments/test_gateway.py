@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from waiting import within
 
 from serve_app.config import AppConfig
 from serve_app.deployments import fleet
@@ -143,14 +144,15 @@ async def test_a_controller_that_goes_away_makes_no_gateway_useless(
     async with started(config) as gateway:
         assert (await get(gateway, "/ready")).status_code == 200
         controller.away = True
-        async with asyncio.timeout(30):
+        async with within("the controller to be asked while it is away"):
             while not controller.refused:
                 assert (await get(gateway, "/ready")).status_code == 200
         # Back, and it has yet to find the replicas again.
         controller.ours["FluxModel-tiny"] = (["RECOVERING"], 1, None, "UPDATING")
         controller.away, asked = False, controller.asked
-        while controller.asked < asked + 3:
-            assert (await get(gateway, "/ready")).status_code == 200
+        async with within("the controller to be asked three times"):
+            while controller.asked < asked + 3:
+                assert (await get(gateway, "/ready")).status_code == 200
 
 
 async def test_it_expires_what_a_crash_left_open_at_its_start(config: AppConfig) -> None:
@@ -170,7 +172,8 @@ async def test_it_expires_what_a_crash_left_open_at_its_start(config: AppConfig)
         return count
 
     gateway.ledger.expire_holds = expire_holds  # its task has not run yet
-    await asyncio.wait_for(swept.wait(), timeout=30)
+    async with within("a sweep"):
+        await swept.wait()
     assert (await ledger.balance(who.account_id)).held == 0
     await gateway.stop()
     await ledger.close()
@@ -203,7 +206,8 @@ async def test_a_ledger_that_is_down_does_not_end_the_sweeps(
     gateway.config = gateway.config.model_copy(update={"ledger": quick})
     monkeypatch.setattr(gateway.ledger, "expire_holds", expire_holds)
     gateway._sweeper = asyncio.create_task(gateway._sweep_holds())
-    await asyncio.wait_for(swept.wait(), timeout=30)
+    async with within("a sweep"):
+        await swept.wait()
     monkeypatch.undo()
 
 

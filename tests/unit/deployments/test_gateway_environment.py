@@ -9,6 +9,7 @@ import yaml
 
 from serve_app.deployments.gateway import ACTOR_OPTIONS, GRPC
 from tests.conftest import ROOT, free_port
+from tests.machine import MACHINE
 
 CALL = """
 import asyncio, grpc
@@ -39,7 +40,7 @@ def called(environment: dict[str, str]) -> str:
         env={**inherited, "http_proxy": proxy, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=MACHINE.allow(),
         check=True,
     )
     return done.stdout.strip()

@@ -2,12 +2,16 @@
 
 import asyncio
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+from waiting import until_asked
 
 from serve_app.config import AppConfig
 from serve_app.deployments.gateway import _Gateway
 from serve_app.metering.sql import SqlLedger
 from serve_app.metering.types import HoldRequest
+from tests.machine import until
 
 EXPIRED = f"img_{0:048x}.png"
 
@@ -31,10 +35,7 @@ def expired_image(folder: Path) -> Path:
 
 
 async def start(
-    folder: Path,
-    sweep_interval_s: float | None,
-    hold_sweep_interval_s: float = 60,
-    idempotency_ttl_s: int = 86_400,
+    folder: Path, sweep_interval_s: float | None, hold_sweep_interval_s: float = 60
 ) -> PlainGateway:
     config = AppConfig.model_validate(
         {
@@ -48,7 +49,6 @@ async def start(
                 "url": f"file://{folder}/images",
                 "signing_key_file": f"{folder}/key",
                 "sweep_interval_s": sweep_interval_s,
-                "idempotency_ttl_s": idempotency_ttl_s,
             },
         }
     )
@@ -60,9 +60,7 @@ async def start(
 async def test_a_gateway_sweeps_expired_images_after_it_starts(tmp_path: Path) -> None:
     left_by_the_last_one = expired_image(tmp_path / "images")
     gateway = await start(tmp_path, 0.05)
-    async with asyncio.timeout(30):
-        while left_by_the_last_one.exists():  # noqa: ASYNC110 polls the disk
-            await asyncio.sleep(0.01)
+    await until(lambda: not left_by_the_last_one.exists(), "an expired image to go")
     assert gateway._image_sweeper is not None
     await gateway.stop()
     await asyncio.wait([gateway._image_sweeper, gateway._sweeper])
@@ -92,10 +90,14 @@ async def charged_under_a_key(ledger: SqlLedger) -> str:
 
 
 async def test_a_gateway_frees_idempotency_keys_after_their_time(tmp_path: Path) -> None:
-    gateway = await start(tmp_path, None, hold_sweep_interval_s=0.05, idempotency_ttl_s=1)
+    gateway = await start(tmp_path, None, hold_sweep_interval_s=0.02)
+    long_ago = datetime.now(UTC) - timedelta(seconds=gateway.config.store.idempotency_ttl_s + 1)
+    gateway.ledger._clock = lambda: long_ago
     account = await charged_under_a_key(gateway.ledger)
-    async with asyncio.timeout(30):
-        while await gateway.ledger.find_hold(account, "order-17") is not None:  # noqa: ASYNC110 polls the ledger
-            await asyncio.sleep(0.05)
+
+    async def free() -> bool:
+        return await gateway.ledger.find_hold(account, "order-17") is None
+
+    await until_asked(free, "the key to be free")
     assert (await gateway.ledger.balance(account)).captured == 1
     await gateway.stop()

@@ -20,6 +20,7 @@ from serve_app.deployments.logs import flush_logs, join_serves_logs
 from serve_app.engine.job import GenerationJob
 from serve_app.errors import GenerationFailed
 from serve_app.observability import RequestFacts, bound, request_facts
+from tests.machine import until
 
 ours = logging.getLogger("serve_app.some.module")
 JOB = GenerationJob(
@@ -311,9 +312,7 @@ async def test_a_gateways_lines_are_written_together_soon(
         with bound(RequestFacts(f"req_{number}")):
             ours.info("line %d", number)
     assert gathered.text == ""
-    async with asyncio.timeout(10):
-        while not gathered.text:  # noqa: ASYNC110 - a file sets no event
-            await asyncio.sleep(0.01)  # polling with a deadline
+    await until(lambda: bool(gathered.text), "the lines to be written")
     assert [entry["message"] for entry in gathered.entries] == [f"line {n}" for n in range(100)]
     assert [entry["request_id"] for entry in gathered.entries] == [f"req_{n}" for n in range(100)]
     assert len(writes) == 1

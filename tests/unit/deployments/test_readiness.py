@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from waiting import until_asked
 
 from serve_app.deployments import readiness as module
 from serve_app.deployments.readiness import NOT_YET, Readiness
@@ -106,12 +107,6 @@ def told() -> Iterator[list[str]]:
     logger.setLevel(level)
 
 
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(30):
-        while not await condition():  # noqa: ASYNC110 another task's work, by its effect
-            await asyncio.sleep(0.001)
-
-
 async def test_the_reason_is_given_and_logged_once_and_goes_when_a_node_comes(
     readiness: Readiness, cluster: Cluster, told: list[str]
 ) -> None:
@@ -127,12 +122,12 @@ async def test_the_reason_is_given_and_logged_once_and_goes_when_a_node_comes(
         return cluster.asked_while_down > 1
 
     watching = asyncio.create_task(readiness.watch())
-    await until(says_why)
+    await until_asked(says_why, "the reason")
     cluster.down = True  # a controller that restarts changes nothing that is known
-    await until(asked_again)
+    await until_asked(asked_again, "a question while the controller is down")
     assert await readiness() == SENTENCE
     cluster.down, cluster.nodes = False, [WITHOUT_GPU, WITH_GPU]
-    await until(says_not_yet)
+    await until_asked(says_not_yet, "a node to be seen")
     cluster.state = "RUNNING"
     assert await readiness() is None
     watching.cancel()

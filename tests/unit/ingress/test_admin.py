@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from scripted import UNITS_1024, Connection, World, error_of
+from waiting import within
 
 from serve_app.engine.job import GenerationJob, GenerationResult
 from serve_app.errors import Unavailable
@@ -50,7 +51,7 @@ async def test_work_is_what_the_open_holds_hold_and_ends_with_them(world: World)
     world.generator.act = draw
     waiting = [Connection(world, {"prompt": "x", "n": n}) for n in (1, 3)]
     tasks = [connection.open() for connection in waiting]
-    async with asyncio.timeout(30):
+    async with within("both jobs to be drawn"):
         for _ in waiting:  # a job is held before it is drawn
             await drawing.acquire()
     found = await status(world)

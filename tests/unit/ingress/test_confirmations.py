@@ -9,12 +9,12 @@ from scripted import UNITS_1024, Connection, World
 from second_gateway import second_gateway
 from sqlalchemy import select
 from starlette.types import Message
+from waiting import until_asked, within
 
 from serve_app.metering import deliveries
 from serve_app.metering.tables import holds
 
 MakeWorld = Callable[..., Awaitable[World]]
-TIMEOUT_S = 60
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +38,11 @@ async def senders(world: World) -> list[str | None]:
 
 
 async def confirmed(world: World) -> None:
-    async with asyncio.timeout(TIMEOUT_S):
-        while await senders(world) != [None]:  # noqa: ASYNC110 polls the ledger
-            await asyncio.sleep(0.01)
+
+    async def done() -> bool:
+        return await senders(world) == [None]
+
+    await until_asked(done, "the delivery to be confirmed")
 
 
 class Sending(Connection):
@@ -88,7 +90,8 @@ async def test_a_reply_that_was_sent_is_confirmed_and_not_before(world: World) -
 async def test_a_client_that_leaves_while_its_reply_is_sent_stays_charged(world: World) -> None:
     connection = Sending(world, never_ends)
     request = connection.open()
-    await asyncio.wait_for(connection.looked.wait(), TIMEOUT_S)
+    async with within("the reply to be sent"):
+        await connection.looked.wait()
     request.cancel()
     await asyncio.wait([request])
     assert connection.seen == [world.ledger._id]
@@ -161,7 +164,8 @@ async def test_a_reply_that_its_gateway_dies_with_is_refunded_by_another(world: 
     async with second_gateway(world) as other:
         connection = Sending(world, never_ends)
         request = connection.open()
-        await asyncio.wait_for(connection.looked.wait(), TIMEOUT_S)
+        async with within("the reply to be sent"):
+            await connection.looked.wait()
         taken = await other.ledger._sweeps.inherit([world.ledger._id])
         assert (taken.refunded, taken.refunded_units) == (1, UNITS_1024)
         assert await world.charged() == 0

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from load_kit import plan
 
 from serve_app.loadtest.conductor import Progress, Sender, Sending
 from serve_app.loadtest.plan import Plan
+from tests.machine import MACHINE
 
-ALL_AT_ONCE_S = 30.0
 KEY = "sk-load"
 
 
@@ -44,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.keys.add(self.headers["authorization"])
         self.server.arrived.release()
         try:
-            self.server.together.wait(ALL_AT_ONCE_S)
+            self.server.together.wait(MACHINE.allow())
         except threading.BrokenBarrierError:
             return
         data = json.dumps({"data": [{"url": "u"}] * body["n"]}).encode()
@@ -64,7 +65,7 @@ def make_server() -> Iterator[Any]:
 
     def make(hold_back: int = 1) -> Server:
         servers.append(Server(hold_back))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        threading.Thread(target=partial(servers[-1].serve_forever, 0.01), daemon=True).start()
         return servers[-1]
 
     yield make
@@ -74,8 +75,9 @@ def make_server() -> Iterator[Any]:
         server.server_close()
 
 
-def traced(server: Server, times: list[float], timeout_s: float = 60.0) -> Plan:
+def traced(server: Server, times: list[float], timeout_s: float | None = None) -> Plan:
     arrivals = [(at_s, 0) for at_s in times]
+    timeout_s = timeout_s or MACHINE.allow()
     return plan(target=server.url, trace=arrivals, timeout_s=timeout_s, duration_s=times[-1])
 
 
@@ -91,7 +93,7 @@ class Sent:
         self.listener.start()
 
     def finish(self) -> Progress:
-        self.listener.join(60)
+        self.listener.join(MACHINE.allow())
         self.sender.close()
         assert not self.listener.is_alive(), self.log.read_text()
         return self.progress
@@ -141,8 +143,8 @@ def test_a_server_that_is_not_there_is_an_error_that_costs_nothing(
 def test_stop_ends_the_arrivals_and_lets_replies_come(make_server: Any, tmp_path: Path) -> None:
     server = make_server(hold_back=2)
     sent = Sent(traced(server, [0.0, 0.1, 300.0]), tmp_path)
-    assert server.arrived.acquire(timeout=60)
-    assert server.arrived.acquire(timeout=60)
+    assert server.arrived.acquire(timeout=MACHINE.allow())
+    assert server.arrived.acquire(timeout=MACHINE.allow())
     sent.sender.tell("stop")
     assert [one.code for one in sent.finish().outcomes] == ["200", "200"]
 
@@ -150,6 +152,6 @@ def test_stop_ends_the_arrivals_and_lets_replies_come(make_server: Any, tmp_path
 def test_cut_gives_up_what_is_in_flight(make_server: Any, tmp_path: Path) -> None:
     server = make_server(hold_back=9)
     sent = Sent(traced(server, [0.0, 300.0]), tmp_path)
-    assert server.arrived.acquire(timeout=60)
+    assert server.arrived.acquire(timeout=MACHINE.allow())
     sent.sender.tell("cut")
     assert [one.code for one in sent.finish().outcomes] == ["abandoned"]

@@ -13,6 +13,7 @@ from serve_app.config import StoreConfig
 from serve_app.errors import ImageExpired, ImageNotFound, StoreUnavailable
 from serve_app.storage.store import REPLAY_MARGIN_S, SWEEP_CHUNK, SWEEP_MARGIN_S, ImageStore
 from serve_app.storage.sweep import sweep_forever
+from tests.machine import until
 
 TTL_S = 60
 IDEMPOTENCY_TTL_S = StoreConfig().idempotency_ttl_s
@@ -119,9 +120,7 @@ async def test_a_gateway_goes_on_sweeping_after_an_outage(
 
     store.sweep = failing_sweep  # type: ignore[method-assign]
     sweeper = asyncio.create_task(sweep_forever(store, 0.01))
-    async with asyncio.timeout(30):
-        while files(tmp_path):  # noqa: ASYNC110 polls the disk
-            await asyncio.sleep(0.01)
+    await until(lambda: not files(tmp_path), "the image to go")
     sweeper.cancel()
     await asyncio.wait([sweeper])
     assert sweeper.cancelled()
