@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-VARIABLE = "FLUX_SERVE_TESTS_SLOWNESS"
+from tests.guard import SLOWNESS
+
 IMPORTS_REFERENCE_S = 0.5
 """What `IMPORTS` take on two idle cores of an AMD EPYC; the reference of all base deadlines."""
 SERVE_REFERENCE_S = 2.0
@@ -29,7 +30,7 @@ class Machine:
     """A factor for deadlines, at least 1, and how it was measured."""
 
     def __init__(self) -> None:
-        self.slowness = max(1.0, float(os.environ.get(VARIABLE, "1")))
+        self.slowness = max(1.0, float(os.environ.get(SLOWNESS, "1")))
         self.measured = (
             f"imports took {self.slowness:.1f} times as long as on the reference machine"
         )
@@ -41,7 +42,7 @@ class Machine:
         between = time.monotonic()
         subprocess.run([sys.executable, "-c", IMPORTS], check=True)
         took_s = min(between - began, time.monotonic() - between)
-        os.environ[VARIABLE] = str(took_s / IMPORTS_REFERENCE_S)
+        os.environ[SLOWNESS] = str(took_s / IMPORTS_REFERENCE_S)
         self.__init__()  # type: ignore[misc]
 
     def started_serve(self, took_s: float) -> None:

@@ -93,8 +93,11 @@ def test_a_killed_worker_leaves_nothing(tmp_path: Path) -> None:
     run.check_nothing_is_left(told["folder"])
 
 
-def test_a_server_that_a_test_forgets_is_ended_and_fails_the_run(tmp_path: Path) -> None:
-    run = Run(tmp_path, "test_with_a_leaky_fixture", "none")
+@pytest.mark.parametrize("options", [(), ("-n", "1", "--dist", "loadfile")], ids=["one", "xdist"])
+def test_a_server_that_a_test_forgets_is_ended_and_fails_the_run(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    run = Run(tmp_path, "test_with_a_leaky_fixture", "none", *options)
     told = run.told()
     assert run.process.wait(MACHINE.allow(END_S)) == pytest.ExitCode.TESTS_FAILED
     assert "processes left behind" in run.log.read_text()

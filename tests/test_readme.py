@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import Served
+from tests.machine import MACHINE
 from tests.required import require
 
 pytestmark = pytest.mark.serve
@@ -43,7 +44,7 @@ BLOCK_TIMEOUT_S = 240
 def run(command: list[str], folder: Path) -> str:
     """Run to a good end; returns what it printed."""
     done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=BLOCK_TIMEOUT_S
+        command, cwd=folder, capture_output=True, text=True, timeout=MACHINE.allow(BLOCK_TIMEOUT_S)
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -61,7 +62,7 @@ def picture_size(data: bytes) -> tuple[int, int]:
 
 
 def fetch(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=60) as reply:
+    with urllib.request.urlopen(url, timeout=MACHINE.allow()) as reply:
         data: bytes = reply.read()
         return data
 

@@ -11,6 +11,7 @@ from playwright.sync_api import Route, expect
 
 from tests.browser.conftest import PHONE, MakeVisit, Visit, drawn_ms
 from tests.conftest import Served
+from tests.machine import MACHINE
 
 pytestmark = pytest.mark.serve
 
@@ -187,7 +188,7 @@ def test_nothing_moves_for_those_who_want_no_motion(visit: Visit, motion: Any) -
 
 def test_the_policy_is_sent_and_obeyed(visit: Visit, served: Served) -> None:
     visit.refusals_expected = True
-    policy = httpx.get(served.url).headers["content-security-policy"]
+    policy = httpx.get(served.url, timeout=MACHINE.allow()).headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     visit.open()

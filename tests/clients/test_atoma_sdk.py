@@ -8,6 +8,7 @@ from atoma_sdk import AtomaSDK, models
 from PIL import Image
 
 from tests.conftest import Served
+from tests.machine import MACHINE
 
 pytestmark = pytest.mark.serve
 
@@ -25,7 +26,9 @@ def test_the_seeds_call_returns_a_url_that_downloads_as_a_1024_png(served: Serve
             user="user-1234",
         )
     assert len(reply.data) == 1
-    image = Image.open(io.BytesIO(httpx.get(reply.data[0].url).raise_for_status().content))
+    image = Image.open(
+        io.BytesIO(httpx.get(reply.data[0].url, timeout=MACHINE.allow()).raise_for_status().content)
+    )
     image.load()
     assert (image.format, image.size) == ("PNG", (1024, 1024))
 
@@ -35,7 +38,7 @@ def test_base64_replies_still_carry_the_url_that_this_client_requires(served: Se
         reply = client.images.generate(
             model="flux-mini", prompt="a red circle", response_format="b64_json", size="256x256"
         )
-    assert httpx.get(reply.data[0].url).status_code == 200
+    assert httpx.get(reply.data[0].url, timeout=MACHINE.allow()).status_code == 200
 
 
 def test_models_and_health_parse_as_this_client_expects(served: Served) -> None:

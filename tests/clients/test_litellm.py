@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import Served
+from tests.machine import MACHINE
 from tests.required import require
 
 pytestmark = pytest.mark.serve
@@ -35,7 +36,7 @@ def test_litellm_draws_and_sees_typed_errors(litellm_python: str, served: Served
         [litellm_python, str(PROGRAM), f"{served.url}/v1", served.key],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=MACHINE.allow(240),
         env={**os.environ, "PYTHONPATH": "", "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
     )
     assert done.returncode == 0, done.stderr

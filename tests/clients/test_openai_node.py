@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Served
+from tests.machine import MACHINE
 from tests.required import require
 
 pytestmark = pytest.mark.serve
@@ -27,7 +28,7 @@ def node() -> str:
             cwd=FOLDER,
             check=True,
             capture_output=True,
-            timeout=INSTALL_TIMEOUT_S,
+            timeout=MACHINE.allow(INSTALL_TIMEOUT_S),
         )
     return found
 
@@ -38,7 +39,7 @@ def test_the_node_client_draws_and_sees_typed_errors(node: str, served: Served) 
         cwd=FOLDER,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=MACHINE.allow(120),
     )
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)

@@ -37,7 +37,10 @@ def test_the_openai_client_draws_and_pays(system: System) -> None:
             )
             assert reply.data is not None
             for image in reply.data:
-                data = b64decode(image.b64_json or "") or httpx.get(image.url or "").content
+                data = (
+                    b64decode(image.b64_json or "")
+                    or httpx.get(image.url or "", timeout=MACHINE.allow()).content
+                )
                 assert Image.open(BytesIO(data)).size == (512, 512)
     assert system.captured() - charged == 4 * 512 * 512
     system.check_books()

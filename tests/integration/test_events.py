@@ -73,7 +73,9 @@ def test_a_stream_opens_and_shows_previews_while_the_model_draws(main: App) -> N
     assert [event.get("partial_image_index") for event in events] == [0, 1, 2, None]
     image = Image.open(io.BytesIO(base64.b64decode(events[-1]["b64_json"])))
     assert image.size == (512, 512)
-    assert httpx.get(events[-1]["url"]).content == base64.b64decode(events[-1]["b64_json"])
+    assert httpx.get(events[-1]["url"], timeout=MACHINE.allow()).content == base64.b64decode(
+        events[-1]["b64_json"]
+    )
     assert settled(main) - before == events[-1]["usage"]["compute_units"]
 
 

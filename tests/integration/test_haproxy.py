@@ -84,7 +84,10 @@ def test_an_image_is_drawn_charged_and_downloads(app: Served, headers: dict[str,
     assert reply.status_code == 200, reply.text
     assert reply.headers.get_list("x-request-id") == ["mine-1"]
     assert reply.headers["x-compute-units"] == str(UNITS)
-    assert httpx.get(reply.json()["data"][0]["url"]).headers["content-type"] == "image/png"
+    assert (
+        httpx.get(reply.json()["data"][0]["url"], timeout=MACHINE.allow()).headers["content-type"]
+        == "image/png"
+    )
     assert balance(app, headers)["captured"] == before + UNITS
 
 
@@ -94,7 +97,9 @@ def test_every_failure_of_ours_is_in_openais_shape_with_one_request_id(app: Serv
         ("/v1/models", 401, None),
         ("/v1/images/generations", 405, "method_not_allowed"),
     ):
-        reply = httpx.get(f"{app.url}{path}", headers={"x-request-id": "bad id\t!"})
+        reply = httpx.get(
+            f"{app.url}{path}", headers={"x-request-id": "bad id\t!"}, timeout=MACHINE.allow()
+        )
         assert reply.status_code == status
         error = error_of(reply)
         assert code is None or error["code"] == code

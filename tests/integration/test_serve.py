@@ -49,7 +49,9 @@ def post(app: App, body: dict[str, Any], **options: Any) -> httpx.Response:
 def test_a_url_under_a_route_prefix_downloads(strict: App) -> None:
     url = post(strict, SMALL).raise_for_status().json()["data"][0]["url"]
     assert url.startswith(strict.url)
-    image = Image.open(io.BytesIO(httpx.get(url).raise_for_status().content))
+    image = Image.open(
+        io.BytesIO(httpx.get(url, timeout=MACHINE.allow()).raise_for_status().content)
+    )
     assert image.size == (256, 256)
 
 
@@ -58,9 +60,11 @@ def test_a_schnell_shaped_folder_is_served_under_its_name(main: App) -> None:
     reply = post(main, body).raise_for_status()
     assert reply.headers["x-model"] == "black-forest-labs/FLUX.1-schnell"
     url = reply.json()["data"][0]["url"]
-    assert Image.open(io.BytesIO(httpx.get(url).content)).size == (80, 64)
+    assert Image.open(io.BytesIO(httpx.get(url, timeout=MACHINE.allow()).content)).size == (80, 64)
     model = httpx.get(
-        f"{main.url}/v1/models/black-forest-labs%2FFLUX.1-schnell", headers=main.headers
+        f"{main.url}/v1/models/black-forest-labs%2FFLUX.1-schnell",
+        headers=main.headers,
+        timeout=MACHINE.allow(),
     ).json()
     assert model["capabilities"]["size_multiple"] == 16
     assert model["capabilities"]["text_tokens_max"] == 256
@@ -70,7 +74,11 @@ def test_an_image_beyond_serves_own_limit_of_a_message_arrives(main: App) -> Non
     """A noisy picture, which PNG cannot make small. The limit is gRPC's, 4 MiB by default."""
     body = {"model": "black-forest-labs/FLUX.1-schnell", "prompt": "noise", "size": "1536x1536"}
     reply = post(main, {**body, "num_inference_steps": 1}).raise_for_status()
-    data = httpx.get(reply.json()["data"][0]["url"]).raise_for_status().content
+    data = (
+        httpx.get(reply.json()["data"][0]["url"], timeout=MACHINE.allow())
+        .raise_for_status()
+        .content
+    )
     assert len(data) > 4 * 2**20
     assert Image.open(io.BytesIO(data)).size == (1536, 1536)
 
@@ -134,7 +142,9 @@ def test_a_client_that_leaves_stops_the_drawing_and_pays_nothing(main: App) -> N
 
 def test_the_status_shows_replicas_and_the_work_of_the_whole_fleet(main: App) -> None:
     def models() -> dict[str, Any]:
-        reply = httpx.get(f"{main.url}/admin/v1/status", headers=main.headers).raise_for_status()
+        reply = httpx.get(
+            f"{main.url}/admin/v1/status", headers=main.headers, timeout=MACHINE.allow()
+        ).raise_for_status()
         return {model["id"]: model for model in reply.json()["models"]}
 
     eventually(lambda: models()["flux-mini"]["replicas"]["running"] == 2, "two replicas")
@@ -260,13 +270,15 @@ def test_control_headers_from_outside_have_no_effect(main: App) -> None:
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "OPTIONS", "PATCH"])
 def test_every_unknown_path_answers_in_openais_shape(main: App, method: str) -> None:
     for path in ("/v1", "/v1/nothing", "/v1/images/generations/", "/%2e%2e/etc/passwd"):
-        reply = httpx.request(method, f"{main.url}{path}")
+        reply = httpx.request(method, f"{main.url}{path}", timeout=MACHINE.allow())
         assert reply.status_code == 404
         assert error_of(reply)["code"] == "unknown_url"
 
 
 def test_a_request_id_from_the_client_comes_back(main: App) -> None:
-    reply = httpx.get(f"{main.url}/health", headers={"x-request-id": "mine-1"})
+    reply = httpx.get(
+        f"{main.url}/health", headers={"x-request-id": "mine-1"}, timeout=MACHINE.allow()
+    )
     assert reply.headers.get_list("x-request-id") == ["mine-1"]
     assert reply.json() == {"message": "ok"}
 
