@@ -99,7 +99,7 @@ def _lives(process: psutil.Process) -> bool:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one round, 10 s idle: within 60 s")
+    parser.add_argument("--quick", action="store_true", help="one start (of each), 10 s idle")
     parser.add_argument("--against", type=Path, metavar="DIR", help="another checkout")
     parser.add_argument(
         "--rounds", type=int, help=f"starts of each ({ROUNDS}, quick {ROUNDS_QUICK})"
@@ -116,7 +116,10 @@ def main() -> None:
             found[side].append(_serve(checkout, idle_s))
             print(f"round {number + 1}, {side}: {_line(found[side][-1])}", flush=True)
     medians = {side: _medians(figures) for side, figures in found.items()}
-    notes = [f"{rounds} start(s) of each, in turn; idle for {idle_s:g} s; medians"]
+    notes = [
+        f"{rounds} start(s) of each, in turn; idle for {idle_s:g} s; medians",
+        "Ray's workers not nice, for both, so that other work on the machine disturbs less",
+    ]
     rows = [{"checkout": side, **figures} for side, figures in medians.items()]
     _report.finish("start", rows, _summary(medians), packages=("ray", "torch"), notes=notes)
 
@@ -159,6 +162,7 @@ def _serve(checkout: Path, idle_s: float) -> Figures:
 def _started(checkout: Path, folder: Path) -> Iterator[tuple[Tree, str, float]]:
     url = _configure(checkout, folder / "config.yaml")
     environment = {
+        "RAY_worker_niceness": "0",  # Ray's 15 measures what else runs on this machine
         **os.environ,
         "PYTHONPATH": str(checkout),
         "RAY_ADDRESS": "local",
@@ -223,6 +227,8 @@ def _watch(tree: Tree, seconds: float) -> None:
 
 
 def _stop(process: "subprocess.Popen[bytes]", tree: Tree) -> None:
+    """By process id, and not broken off by another Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     tree.look()
     process.send_signal(signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -232,6 +238,7 @@ def _stop(process: "subprocess.Popen[bytes]", tree: Tree) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
     process.wait()
+    signal.signal(signal.SIGINT, before)
 
 
 if __name__ == "__main__":
