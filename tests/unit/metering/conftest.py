@@ -27,9 +27,16 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Postgres]:
+    """One for all tests of a process, but for those that kill theirs."""
     with postgres() as server:
         make_template(server)
         yield server
+
+
+@pytest.fixture(scope="session")
+def used_postgresql() -> list[PostgresDatabase]:
+    """Databases whose tests are over and have changed nothing but rows."""
+    return []
 
 
 @pytest.fixture
@@ -38,8 +45,24 @@ def sqlite(migrated_sqlite: Path, tmp_path: Path) -> Sqlite:
 
 
 @pytest.fixture
-def postgresql(postgres_server: Postgres) -> PostgresDatabase:
+def fresh_postgresql(postgres_server: Postgres) -> PostgresDatabase:
+    """For tests that change more than rows."""
     return copy_of_template(postgres_server, f"ledger_{next(_numbers)}")
+
+
+@pytest.fixture
+def postgresql(
+    postgres_server: Postgres, used_postgresql: list[PostgresDatabase]
+) -> Iterator[PostgresDatabase]:
+    """An empty ledger: a used one emptied, where there is one, since making one takes longer."""
+    if used_postgresql:
+        database = used_postgresql.pop()
+        database.clear()
+    else:
+        database = copy_of_template(postgres_server, f"ledger_{next(_numbers)}")
+    yield database
+    if database.as_made:
+        used_postgresql.append(database)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """A real PostgreSQL whose connection breaks at a commit: whoever pays has the pictures."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from backends import PostgresDatabase
 from cut import Wire, wire_to
 from scripted import UNITS_1024, World, error_of
 from sqlalchemy.engine import make_url
+from waiting import until_asked, within
 
 from serve_app import settle
 from serve_app.engine.job import GenerationJob, GenerationResult
@@ -18,13 +18,13 @@ from serve_app.errors import LedgerUnavailable
 from serve_app.metering import sql
 
 MakeWorld = Callable[..., Awaitable[World]]
-TIMEOUT_S = 60
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settle, "RESOLVE_BACKOFF_S", (0.0, 0.0, 0.0))
     monkeypatch.setattr(settle, "LATE_RETRY_S", 0.02)
+    monkeypatch.setattr(settle, "SETTLE_WAIT_S", 0.02)  # the database is not back before it
     monkeypatch.setattr(sql, "WITHDRAW_BACKOFF_S", (0.02,) * 1000)
 
 
@@ -58,9 +58,11 @@ async def draw(world: World, key: str | None = None, **fields: Any) -> httpx.Res
 
 async def settled(world: World) -> None:
     """Until nothing is held, by a ledger that is back."""
-    async with asyncio.timeout(TIMEOUT_S):
-        while (await world.balance()).held:  # noqa: ASYNC110 polls the ledger
-            await asyncio.sleep(0.01)
+
+    async def free() -> bool:
+        return not (await world.balance()).held
+
+    await until_asked(free, "holds to be settled")
 
 
 @pytest.mark.parametrize("arrives", [True, False], ids=["committed", "lost"])
@@ -120,6 +122,8 @@ async def test_a_stream_that_breaks_at_its_charge_is_charged_when_the_database_i
     breaking(world, wire, arrives=arrives)
     reply = await draw(world, stream=True)
     assert "image_generation.completed" in reply.text
+    async with within("the connection to break at the charge"):  # the stream does not wait for it
+        await wire.broken.wait()
     await wire.mend()
     await settled(world)
     assert await world.charged() == UNITS_1024

@@ -67,11 +67,9 @@ async def test_a_gateway_that_was_stopped_for_longer_than_a_lease_charges_nothin
     assert (await stopped.capture(again.id, 10)).captured_units == 10
 
 
-async def test_after_an_outage_of_the_database_nobody_is_taken_for_dead(
-    empty_postgresql, postgresql, make_bench
-):
+async def test_after_an_outage_of_the_database_nobody_is_taken_for_dead(postgresql, make_bench):
     """While nobody can give a sign of life, nobody can be blamed for giving none."""
-    bench = make_bench(postgresql.url, busy_timeout_s=0.5)
+    bench = make_bench(postgresql.url, busy_timeout_s=postgresql.impatient())
     fleet = Fleet(bench)
     one, two = fleet.gateway(), fleet.gateway()
     alice = await make_customer(one)

@@ -1,6 +1,5 @@
 import asyncio
 import sqlite3
-import threading
 
 import pytest
 from ledger_bench import Bench, make_customer
@@ -15,6 +14,12 @@ from serve_app.metering.sql import SqlLedger
 from serve_app.metering.tables import holds, metadata
 
 TABLES = {"accounts", "api_keys", "holds", "entries", "usage_days", "acts", "gateways"}
+
+
+@pytest.fixture
+def postgresql(fresh_postgresql):
+    """No other test gets what was migrated down and up again."""
+    return fresh_postgresql
 
 
 def test_the_migrated_schema_is_the_one_that_the_code_assumes(empty):
@@ -165,14 +170,21 @@ def test_an_upgrade_that_cannot_get_the_lock_says_that_the_ledger_is_unavailable
     blocker.close()
 
 
-def test_an_upgrade_outlasts_a_lock_that_sqlite_itself_does_not_wait_for(tmp_path):
+def test_an_upgrade_outlasts_a_lock_that_sqlite_itself_does_not_wait_for(tmp_path, monkeypatch):
     path = tmp_path / "ledger.db"
-    blocker = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    blocker = sqlite3.connect(path, isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")  # of a file not yet in WAL mode, as a new one is
-    unblock = threading.Timer(0.5, blocker.execute, ["ROLLBACK"])
-    unblock.start()
+    attempt, migrated = migrate._attempt, []
+
+    async def unblock_after_the_first(*values, **options):
+        migrated.append(await attempt(*values, **options))
+        if len(migrated) == 1:
+            blocker.execute("ROLLBACK")
+        return migrated[-1]
+
+    monkeypatch.setattr(migrate, "_attempt", unblock_after_the_first)
     migrate.upgrade(f"sqlite:///{path}")
-    unblock.join()
+    assert migrated == [False, True]
     blocker.close()
     assert migrate.current(f"sqlite:///{path}") == migrate.head()
 

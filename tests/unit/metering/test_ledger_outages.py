@@ -1,9 +1,11 @@
 """An outage is `LedgerUnavailable`: never a free picture, never a 401 for a good key."""
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 from ledger_bench import Bench, make_customer
+from waiting import until_asked
 
 from serve_app.config import LedgerConfig
 from serve_app.errors import ConfigError, LedgerUnavailable
@@ -108,7 +110,7 @@ WRITES = {"hold", "capture", "release", "create_account"}
 
 
 async def test_a_locked_database_is_an_outage_for_writes_and_reads_go_on(bench, backend, alice):
-    impatient = bench.ledger(busy_timeout_s=0.3)
+    impatient = bench.ledger(busy_timeout_s=0.1)
     with backend.locked():
         await assert_down(impatient, alice.job(), WRITES)
         assert await bench.ledger().authenticate(alice.secret) == alice.principal
@@ -183,13 +185,19 @@ async def test_writes_cut_off_by_a_dying_server_happen_once_or_not_at_all(own_se
 
 async def test_a_server_that_hangs_is_an_outage_until_it_goes_on(own_server, make_bench):
     server, database = own_server
-    bench = make_bench(database.url, busy_timeout_s=1)
-    ledger = bench.ledger()
-    alice = await make_customer(ledger)
+    bench = make_bench(database.url)
+    alice = await make_customer(bench.ledger())
+    ledger = bench.ledger(busy_timeout_s=0.5)
+
+    async def answers():
+        with suppress(LedgerUnavailable):  # not in half a second
+            return await ledger.authenticate(alice.secret) == alice.principal
+
+    await until_asked(answers, "a connection")
     with server.frozen():
         await assert_down(ledger, alice.job(), {"authenticate", "hold", "capture"})
-    assert await ledger.authenticate(alice.secret) == alice.principal
-    assert (await ledger.hold(alice.job(10))).available_units == 90
+    await until_asked(answers, "the server to go on")
+    assert (await bench.ledgers[0].hold(alice.job(10))).available_units == 90
 
 
 async def test_a_gateway_that_stalls_in_the_middle_does_not_keep_an_account_locked(
@@ -205,9 +213,13 @@ async def test_a_gateway_that_stalls_in_the_middle_does_not_keep_an_account_lock
             holds.append(await bench.ledger().hold(alice.job(10)))
             await connection.exec_driver_sql("SELECT 1")
 
+    async def stalled_with_a_lock():
+        with pytest.raises(LedgerUnavailable):
+            await stall_while_another_holds()
+        return holds  # none where it was not even connected in half a second
+
     holds = []
-    with pytest.raises(LedgerUnavailable):
-        await stall_while_another_holds()
+    await until_asked(stalled_with_a_lock, "a gateway to stall in the middle")
     assert [hold.available_units for hold in holds] == [90]
     assert (await bench.ledgers[0].admin.audit()).balanced
 
@@ -223,7 +235,10 @@ async def test_a_stuck_writer_of_the_same_process_is_an_outage_too(sqlite, make_
 
 
 async def test_an_empty_pool_is_an_outage(bench, alice):
-    ledger = bench.ledger(busy_timeout_s=1, pool_size=1)
+    ledger = bench.ledger(pool_size=1)
+    pool = ledger._database._engine.sync_engine.pool
+    assert pool._timeout == bench.config.busy_timeout_s
+    pool._timeout = 0.05  # of all that has a limit
     async with ledger._database.read():
         with pytest.raises(LedgerUnavailable):
             await ledger.authenticate(alice.secret)

@@ -3,15 +3,17 @@
 import asyncio
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ledger_bench import TTL_S, Bench, make_customer
+from ledger_bench import START, TTL_S, Bench, make_customer
 
 from serve_app.config import LedgerConfig
 from serve_app.errors import IdempotencyKeyReused, InsufficientQuota
 from serve_app.metering.types import Hold, HoldState
+from tests.machine import MACHINE, until
 
 GRANTED = 50
 CONNECTIONS = 4
@@ -36,7 +38,7 @@ class World:
     def __init__(self, bench, customer):
         self.bench = bench
         self.customer = customer
-        self.ledgers = [bench.ledger() for _ in range(CONNECTIONS)]
+        self.ledgers = bench.ledgers
         self.holds: list[Hold] = []
         self.outcomes: dict[str, set[tuple[HoldState, int]]] = {}
 
@@ -82,27 +84,31 @@ class World:
         assert report.balanced, report.findings
 
 
-async def run_waves(url, waves):
-    bench = Bench(LedgerConfig(url=url, busy_timeout_s=30, pool_size=2))
-    try:
-        world = World(bench, await make_customer(bench.ledger(), GRANTED))
-        for wave in waves:
-            await asyncio.gather(*(world.act(index, one) for index, one in enumerate(wave)))
-            await world.check()
-    finally:
-        await bench.close()
+async def run_waves(bench, waves):
+    world = World(bench, await make_customer(bench.ledgers[0], GRANTED))
+    for wave in waves:
+        await asyncio.gather(*(world.act(index, one) for index, one in enumerate(wave)))
+        await world.check()
 
 
-@settings(
-    max_examples=40,
-    deadline=None,
-    # The database is emptied for each example; a machine may be busy with other tests.
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-@given(waves=WAVES)
-def test_no_concurrent_history_overdraws_or_unbalances_the_ledger(backend, waves):
-    backend.clear()
-    asyncio.run(run_waves(backend.url, waves))
+def test_no_concurrent_history_overdraws_or_unbalances_the_ledger(backend):
+    """One loop and its connections for all examples; the database is emptied for each."""
+    bench = Bench(LedgerConfig(url=backend.url, busy_timeout_s=30, pool_size=2))
+
+    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(waves=WAVES)
+    def play(waves):
+        backend.clear()
+        bench.clock.now = START
+        runner.run(run_waves(bench, waves))
+
+    with asyncio.Runner() as runner:
+        try:
+            for _ in range(CONNECTIONS):
+                bench.ledger()
+            play()
+        finally:
+            runner.run(bench.close())
 
 
 async def test_a_retry_does_not_deadlock_with_the_capture_that_it_races(postgresql, make_bench):
@@ -116,9 +122,8 @@ async def test_a_retry_does_not_deadlock_with_the_capture_that_it_races(postgres
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
     with postgresql.server.during(ending, postgresql.name) as go_on:
         retry = asyncio.create_task(ledger.hold(job))
-        async with asyncio.timeout(30):
-            while postgresql.server.sql(waiting) == "0\n":  # noqa: ASYNC110 polls the server
-                await asyncio.sleep(0.01)
+        asked = partial(postgresql.server.sql, waiting)
+        await until(lambda: asked() != "0\n", "the retry to wait for the capture")
         await asyncio.to_thread(go_on, "UPDATE accounts SET held = held - 10")
         await asyncio.to_thread(go_on, "ROLLBACK")
     with pytest.raises(IdempotencyKeyReused):
@@ -170,7 +175,7 @@ def run_together(processes):
         for process in processes:
             process.stdin.write("go\n")
             process.stdin.flush()
-        printed = [process.communicate(timeout=60)[0].strip() for process in processes]
+        printed = [process.communicate(timeout=MACHINE.allow())[0].strip() for process in processes]
         assert [process.returncode for process in processes] == [0] * len(processes)
         return printed
     finally:

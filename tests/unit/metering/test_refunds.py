@@ -11,6 +11,7 @@ from ledger_bench import LEASE_S, TURN_S, Bench, Customer, Fleet, make_customer
 from sqlalchemy import func, select
 from test_ledger_races import start_python
 from test_sweeps import Stop, StoppableDatabase
+from waiting import until_asked, within
 
 from serve_app.errors import BudgetExceeded
 from serve_app.metering import deliveries
@@ -23,7 +24,6 @@ from serve_app.metering.tables import UNDELIVERED, holds
 from serve_app.metering.types import Hold, HoldState, Inheritance
 
 FIRST = date(2026, 1, 1)
-TIMEOUT_S = 60
 
 
 @pytest.fixture(autouse=True)
@@ -50,9 +50,11 @@ async def unconfirmed(bench: Bench) -> int:
 
 
 async def all_confirmed(bench: Bench) -> None:
-    async with asyncio.timeout(TIMEOUT_S):
-        while await unconfirmed(bench):  # noqa: ASYNC110 polls the ledger
-            await asyncio.sleep(0.01)
+
+    async def confirmed() -> bool:
+        return not await unconfirmed(bench)
+
+    await until_asked(confirmed, "every delivery to be confirmed")
 
 
 async def captured(ledger: SqlLedger, customer: Customer) -> int:
@@ -248,7 +250,7 @@ async def test_a_clean_stop_leaves_nothing_to_refund(monkeypatch, fleet, bench, 
 async def test_confirmations_outlast_an_outage(
     backend: Backend, make_bench: Callable[..., Bench]
 ) -> None:
-    fleet = Fleet(make_bench(backend.url, busy_timeout_s=0.3))
+    fleet = Fleet(make_bench(backend.url, busy_timeout_s=backend.impatient()))
     dead, alive = fleet.gateway(), fleet.gateway()
     alice = await make_customer(alive)
     await fleet.live(TURN_S)
@@ -266,7 +268,8 @@ async def test_confirmations_outlast_an_outage(
     with backend.locked():
         for hold in sent[:2]:
             dead.delivered(hold.id)
-        await asyncio.wait_for(failed.wait(), TIMEOUT_S)
+        async with within("a write that fails"):
+            await failed.wait()
         dead.delivered(sent[2].id)
     await all_confirmed(fleet.bench)
     fleet.down.add(dead)
@@ -277,14 +280,15 @@ async def test_confirmations_outlast_an_outage(
 async def test_a_ledger_that_stays_away_keeps_no_gateway_from_stopping(
     backend: Backend, make_bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture
 ) -> None:
-    fleet = Fleet(make_bench(backend.url, busy_timeout_s=0.3))
+    fleet = Fleet(make_bench(backend.url, busy_timeout_s=backend.impatient()))
     dead, alive = fleet.gateway(), fleet.gateway()
     alice = await make_customer(alive)
     await fleet.live(TURN_S)
     sent = await charge(dead, alice)
     with backend.locked():
         dead.delivered(sent.id)
-        await asyncio.wait_for(dead.close(), TIMEOUT_S)
+        async with within("the gateway to stop"):
+            await dead.close()
     assert "1 delivered replies are not confirmed yet" in caplog.text
     fleet.down.add(dead)
     await fleet.live(LEASE_S * 2)
@@ -305,7 +309,8 @@ async def test_confirmations_are_written_together_and_then_forgotten(fleet, benc
     await all_confirmed(bench)
     assert written == [20]
     if (task := dead._deliveries._task) is not None:
-        await asyncio.wait_for(task, TIMEOUT_S)
+        async with within("the confirmations to end"):
+            await task
     assert dead._deliveries._new == dead._deliveries._ripe == []
 
 
