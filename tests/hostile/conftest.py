@@ -7,9 +7,9 @@ import pytest
 from hostile import Logs
 
 # The same world as the unit tests': real service, SQLite ledger and image store.
-from tests.unit.conftest import accounts, make_world, migrated_ledger, world
+from tests.unit.conftest import accounts, compiled_once, make_world, migrated_ledger, world
 
-__all__ = ["accounts", "logs", "make_world", "migrated_ledger", "world"]
+__all__ = ["accounts", "compiled_once", "logs", "make_world", "migrated_ledger", "world"]
 
 
 @pytest.fixture(autouse=True)

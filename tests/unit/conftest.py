@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from scripted import ScriptedGenerator, ShakyLedger, World, catalogue
+from sqlalchemy.engine import Engine
+from sqlalchemy.engine.default import DefaultDialect
 
 from serve_app import idempotency, settle
 from serve_app.adminschema import ReplicaStatus
@@ -23,6 +25,26 @@ from tests.otlp_receiver import PROMPT, Open, Receiver, assert_documented
 
 MakeWorld = Callable[..., Awaitable[World]]
 GRANTED = 100 * 1024 * 1024
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once() -> Iterator[None]:
+    """Statements are compiled once a process: each test has engines of its own, and compiling
+    for each of them is a quarter of what a test costs.
+    """
+    caches: dict[type, Any] = {}
+    make = Engine.__init__
+
+    def make_sharing(self: Engine, *values: Any, **options: Any) -> None:
+        make(self, *values, **options)
+        self._compiled_cache = caches.setdefault(type(self.dialect), self._compiled_cache)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "__init__", make_sharing)
+        # The cache's keys hold the dialect, of which each engine has one; ours have no options.
+        patch.setattr(DefaultDialect, "__eq__", lambda one, other: type(one) is type(other))
+        patch.setattr(DefaultDialect, "__hash__", lambda one: hash(type(one)))
+        yield
 
 
 @pytest.fixture(scope="session")
