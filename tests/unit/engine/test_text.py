@@ -11,7 +11,7 @@ from serve_app.engine.text import PromptEncoder
 PROMPTS = ["a cat", "two blue squares on a white background " * 5, "", "ein Kreis, 円"]
 
 
-@pytest.fixture(params=["schnell", "dev"])
+@pytest.fixture(params=["schnell", "dev"], scope="module")
 def model(request: pytest.FixtureRequest, schnell_folder: Path, dev_folder: Path) -> FluxPipeline:
     folder = schnell_folder if request.param == "schnell" else dev_folder
     return load_pipeline(str(folder), "cpu", "fp32")

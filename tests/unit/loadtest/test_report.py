@@ -20,15 +20,21 @@ SAMPLES = [sample(at_s, running=1 + at_s // 10) for at_s in range(0, 26)]
 PLOTS = {"arrivals", "latency", "status", "replicas", "gpu_seconds", "cost"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def judged() -> Judged:
     made = run(OUTCOMES, SAMPLES)
     verdicts = judge(parse_slos("p95=1s,errors=50%"), made.figures.objectives())
     return Judged(made, verdicts, gpu_hour_price=3.6)
 
 
-def test_the_page_needs_nothing_from_outside(judged: Judged, tmp_path: Path) -> None:
-    page = write_report(judged, tmp_path).read_text()
+@pytest.fixture(scope="module")
+def written(judged: Judged, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report, written once: its plots take half a second."""
+    return write_report(judged, tmp_path_factory.mktemp("report"))
+
+
+def test_the_page_needs_nothing_from_outside(written: Path) -> None:
+    page = written.read_text()
     assert "<script" not in page  # the code of a reply is shown, not run
     assert "&lt;script&gt;" in page
     sources = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)""", page)
@@ -37,33 +43,32 @@ def test_the_page_needs_nothing_from_outside(judged: Judged, tmp_path: Path) -> 
     assert not re.search(r"@import|url\(", page)
 
 
-def test_the_page_says_what_was_found(judged: Judged, tmp_path: Path) -> None:
-    page = write_report(judged, tmp_path).read_text()
+def test_the_page_says_what_was_found(written: Path) -> None:
+    page = written.read_text()
     for text in ("charged 2,000 CU = delivered 2,000 CU", "missed", "met", "9: 1", "9.09%"):
         assert text in page, text
 
 
-def test_every_plot_is_a_picture(judged: Judged, tmp_path: Path) -> None:
-    write_report(judged, tmp_path)
-    found = {path.stem: path.read_bytes() for path in tmp_path.glob("*.png")}
+def test_every_plot_is_a_picture(written: Path) -> None:
+    found = {path.stem: path.read_bytes() for path in written.parent.glob("*.png")}
     assert set(found) == PLOTS
     assert all(data.startswith(b"\x89PNG") for data in found.values())
 
 
-def test_machines_get_the_same_as_people(judged: Judged, tmp_path: Path) -> None:
-    write_report(judged, tmp_path)
-    found = json.loads((tmp_path / "results.json").read_text())
+def test_machines_get_the_same_as_people(written: Path) -> None:
+    folder = written.parent
+    found = json.loads((folder / "results.json").read_text())
     assert found["figures"]["delivered"] == 20
     assert found["figures"]["cost_per_image"] == pytest.approx(
         found["figures"]["gpu_seconds"] * 0.001 / 20
     )
     assert [one["met"] for one in found["objectives"]] == [False, True]
     assert found["ledger"]["standing"] == "equal"
-    with (tmp_path / "requests.csv").open() as file:
+    with (folder / "requests.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["latency_s"]) for row in rows[:2]] == [0.5, 0.6]
     assert len(rows) == len(OUTCOMES)
-    with (tmp_path / "replicas.csv").open() as file:
+    with (folder / "replicas.csv").open() as file:
         assert [row["running"] for row in csv.DictReader(file)][::10] == ["1", "2", "3"]
 
 
