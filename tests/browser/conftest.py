@@ -20,6 +20,7 @@ from tests.machine import MACHINE, eventually
 from tests.required import require
 
 EXPECT_S = 30.0
+LAUNCH_S = 60.0
 DRAWN_S = 120.0
 """A picture without a GPU."""
 STEPS_MAX = 50
@@ -45,7 +46,9 @@ def browser() -> Iterator[Browser]:
     path = chromium_path()
     require(path is not None, "chromium is not installed: apt-get install chromium")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path)
+        browser = playwright.chromium.launch(
+            executable_path=path, timeout=MACHINE.allow(LAUNCH_S) * 1000
+        )
         yield browser
         browser.close()
 
