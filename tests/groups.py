@@ -1,9 +1,9 @@
 """Which tests one worker of xdist runs, in which order, and how many workers there are.
 
-Data flow: ids of tests -> `group_of` -> a scheduler of xdist (conftest.py). Tests that need a server
-are two groups: those that share applications, and those that break what applications run on. Every
-other module is a group of its own. xdist asks for the group of an id in a process that has collected
-nothing, so the modules are listed.
+Data flow: ids of tests -> `group_of` -> a scheduler of xdist (conftest.py). Tests that need a
+server are two groups: those that share applications, and those that break what applications run on.
+Every other module is a group of its own. xdist asks for the group of an id in a process that has
+collected nothing, so the modules are listed.
 """
 
 import os
