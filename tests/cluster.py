@@ -102,6 +102,8 @@ class Cluster:
         self.metrics_url = f"http://127.0.0.1:{metrics_port}/metrics"
         self.controller_options = yaml.safe_load(LOCAL.read_text())["controller_options"]
         self.applications: dict[str, dict[str, Any]] = {}
+        self.seen: set[str] = set()
+        """Names of all applications so far; Ray goes on to export their metrics."""
         self.nodes = Nodes(
             folder,
             metrics_export_port=metrics_port,
@@ -133,6 +135,7 @@ class Cluster:
         """Add applications, or change them; what `serve deploy` does with a config file."""
         for application in applications:
             self.applications[application["name"]] = copy.deepcopy(application)
+            self.seen.add(application["name"])
         self._apply()
         if wait:
             eventually(self._all_run, "applications run", DEPLOY_S)

@@ -120,7 +120,7 @@ def test_every_metric_is_exported_as_the_documentation_says(seen: Seen, cluster:
             assert set(one.own_labels) == {*metric.labels, *le}, metric
             expected = "Gateway" if metric.source == "gateway" else "FluxModel-"
             assert one.labels["deployment"].startswith(expected), metric
-            assert one.labels["application"] in cluster.applications, metric
+            assert one.labels["application"] in cluster.seen, metric
 
 
 def test_the_numbers_are_those_of_what_was_done(seen: Seen) -> None:

@@ -112,7 +112,8 @@ def test_requests_start_on_time_however_slow_the_replies_are(
     assert [one.scheduled_s for one in outcomes] == times
     assert [one.code for one in outcomes] == ["200"] * len(times)
     assert all(one.sent_s >= one.scheduled_s for one in outcomes)
-    assert outcomes[0].latency_s > 0.5  # it waited for the last one, and that is on its account
+    if not workers:  # else the first and the last may go by the clocks of two processes
+        assert outcomes[0].latency_s > 0.5  # it waited for the last one, on its account
     assert {(one.units, one.images) for one in outcomes} == {(5, 1)}
     assert server.keys == {f"Bearer {KEY}"}
     assert server.bodies == {
