@@ -9,13 +9,12 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.serve._private.constants import RAY_SERVE_ENABLE_DIRECT_INGRESS
 from ray.serve.config import RequestRouterConfig
-from ray.serve.context import _get_global_client
 
 from serve_app.config import AppConfig, ModelConfig, TracingConfig
 from serve_app.deployments.gateway import ACTOR_OPTIONS, Gateway
 from serve_app.deployments.model import FluxModel
+from serve_app.deployments.ray_compat import DIRECT_INGRESS, serve_client
 from serve_app.engine.source import simulated_problem
 from serve_app.errors import ConfigError
 from serve_app.loopback import is_loopback
@@ -76,9 +75,9 @@ def serving_host() -> str | None:
     """Where the running Serve listens; None outside one, and asking starts none."""
     if not ray.is_initialized():
         return None
-    if RAY_SERVE_ENABLE_DIRECT_INGRESS:  # HAProxy mode, too: each gateway opens its own port
+    if DIRECT_INGRESS:  # HAProxy mode, too: each gateway opens its own port
         return EVERY_INTERFACE
-    client = _get_global_client(raise_if_no_controller_running=False)
+    client = serve_client()
     return None if client is None else client.http_config.host
 
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import ray
 from ray import serve
 from ray.exceptions import RayError
-from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import DeploymentDetails, ServeInstanceDetails
 
 from serve_app.adminschema import ReplicaStatus
 from serve_app.config import ModelConfig
+from serve_app.deployments.ray_compat import ask_for_details
 from serve_app.errors import Unavailable
 
 logger = logging.getLogger(__name__)
@@ -116,9 +116,7 @@ class Fleet:
     def _ask(self) -> tuple[Mapping[str, ReplicaStatus], Mapping[str, DeploymentDetails | None]]:
         try:
             name = serve.get_replica_context().app_name
-            # As the client's own `get_serve_details`, which would wait for ever.
-            asked = _get_global_client()._controller.get_serve_instance_details.remote()
-            details = ServeInstanceDetails(**ray.get(asked, timeout=ASK_TIMEOUT_S))
+            details = ServeInstanceDetails(**ray.get(ask_for_details(), timeout=ASK_TIMEOUT_S))
         except (RayError, RayServeException):
             logger.warning("Serve's controller does not answer", exc_info=True)
             raise Unavailable("The replicas are not known right now.") from None

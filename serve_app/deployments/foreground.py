@@ -11,24 +11,22 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 import ray
 from ray import serve
-from ray._private import services
 from ray.exceptions import RayError
-from ray.serve._private import api
-from ray.serve._private.client import ServeControllerClient
-from ray.serve._private.constants import SERVE_NAMESPACE
-from ray.serve.config import ControllerOptions
-from ray.serve.context import _get_global_client, _set_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ServeDeploySchema
 
 from serve_app.configfile import read_yaml
+from serve_app.deployments.ray_compat import (
+    SERVE_NAMESPACE,
+    serve_client,
+    start_serve,
+    without_dashboard,
+)
 
 POLL_S = 0.2
 IDLE_S = 10.0
@@ -75,55 +73,18 @@ def start_ray(*, dashboard: bool) -> None:
     if dashboard:
         ray.init(address=address, namespace=SERVE_NAMESPACE)
         return
-    with _no_dashboard():
+    with without_dashboard():
         ray.init(address=address, namespace=SERVE_NAMESPACE, include_dashboard=False)
     for node in ray.nodes():  # the dashboard would write them to a file for Prometheus
         where = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
         print(f"Metrics for Prometheus: {where}", flush=True)  # noqa: T201
 
 
-@contextmanager
-def _no_dashboard() -> Iterator[None]:
-    """Make `ray.init` start no dashboard process at all.
-
-    With `include_dashboard=False` alone, Ray 2.60 still starts one and waits for it. It would only
-    report usage statistics, which `ray.init` turns off. Ray continues without this process, with
-    the values below, where it fails to start.
-    """
-    start = services.start_api_server
-    services.start_api_server = lambda *_, **__: (None, None)
-    try:
-        yield
-    finally:
-        services.start_api_server = start
-
-
 def deploy(config: ServeDeploySchema) -> None:
     """Start Serve and its applications; returns when the proxy is ready."""
-    client, proxies = _connect(config)
+    client, proxies = start_serve(config)
     client.deploy_apps(config)  # does not wait for them
     ray.get(proxies, timeout=PROXY_READY_S)
-
-
-def _connect(config: ServeDeploySchema) -> tuple[ServeControllerClient, list[ray.ObjectRef]]:
-    """Return a client and the proxies' readiness; `serve.start` would wait for that first."""
-    options = {
-        "http_options": config.http_options.model_dump(),
-        "grpc_options": config.grpc_options.model_dump(),
-        "proxy_location": config.proxy_location,
-    }
-    controller_options = config.controller_options or ControllerOptions()
-    if _get_global_client(raise_if_no_controller_running=False) is not None:  # a running cluster
-        return api.serve_start(controller_options=controller_options, **options), []
-    controller, proxies = api._create_controller_and_proxy_refs(
-        global_logging_config=None,
-        global_tracing_config=None,
-        controller_options=controller_options,
-        **options,
-    )
-    client = ServeControllerClient(controller)
-    _set_global_client(client)
-    return client, proxies
 
 
 def drain() -> None:
@@ -131,7 +92,7 @@ def drain() -> None:
 
     Each replica bounds it: `graceful_shutdown_timeout_s`, which `graph` sets.
     """
-    if not ray.is_initialized() or _get_global_client(raise_if_no_controller_running=False) is None:
+    if serve_client() is None:
         return  # stopped while starting
     for name in serve.status().applications:
         serve.delete(name, _blocking=False)

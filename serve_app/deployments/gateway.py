@@ -11,12 +11,12 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from ray import serve
-from ray.serve._private.constants import RAY_SERVE_ENABLE_DIRECT_INGRESS
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import AppConfig
 from serve_app.deployments.logs import flush_logs, join_serves_logs
 from serve_app.deployments.proxy import warn_if_unguarded
+from serve_app.deployments.ray_compat import DIRECT_INGRESS
 from serve_app.deployments.rayrecorder import gateway_recorder
 from serve_app.deployments.traces import LIBRARY_LOGGER, open_tracer
 from serve_app.errors import AppError
@@ -57,7 +57,7 @@ class _Gateway:
     ) -> None:
         join_serves_logs(also=(LIBRARY_LOGGER,), gather=True)
         self.tracer = open_tracer(config.tracing)
-        warn_if_unguarded(RAY_SERVE_ENABLE_DIRECT_INGRESS)
+        warn_if_unguarded(DIRECT_INGRESS)
         from serve_app.deployments.assembly import assemble  # not above: see its docstring
 
         self.config = config

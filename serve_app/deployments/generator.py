@@ -14,7 +14,6 @@ from contextlib import aclosing
 from typing import Any
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.serve._private.constants import RAY_SERVE_USE_GRPC_BY_DEFAULT
 from ray.serve.exceptions import (
     BackPressureError,
     DeploymentUnavailableError,
@@ -25,6 +24,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentRes
 from serve_app.deployments.beats import ReplicaSilent, without_beats
 from serve_app.deployments.fleet import ReplicaBounds
 from serve_app.deployments.pace import Pace, retry_after_s
+from serve_app.deployments.ray_compat import GRPC_BY_DEFAULT
 from serve_app.engine.job import Event, Finished, GenerationJob, GenerationResult, Preview, Step
 from serve_app.errors import AppError, GenerationFailed, Overloaded, Unavailable
 from serve_app.observability import traced
@@ -64,9 +64,7 @@ class HandleGenerator:
         """`replica_died` is told of each death under a job."""
         self._handle = handle
         # The handle was made elsewhere, with the transport of that process: choose it here.
-        self._draw = handle.options(
-            stream=True, _by_reference=not RAY_SERVE_USE_GRPC_BY_DEFAULT
-        ).stream
+        self._draw = handle.options(stream=True, _by_reference=not GRPC_BY_DEFAULT).stream
         self._replica_died = replica_died
         self._replicas = replicas
         self._pace = Pace()

@@ -9,8 +9,7 @@ import asyncio
 import logging
 from logging.handlers import MemoryHandler
 
-from ray.serve._private.constants import SERVE_LOGGER_NAME
-
+from serve_app.deployments.ray_compat import SERVE_LOGGER_NAME
 from serve_app.observability import LOGGER_NAME, annotate
 
 GATHER_S = 0.2

@@ -11,11 +11,11 @@ import time
 from collections.abc import Mapping
 
 import ray
-from ray._private.state import available_resources_per_node
 from ray.exceptions import RayError
 from ray.serve.schema import DeploymentDetails
 
 from serve_app.deployments.fleet import RUNNING, Fleet
+from serve_app.deployments.ray_compat import available_resources_per_node
 from serve_app.deployments.shortage import Node, shortage
 from serve_app.errors import Unavailable
 

@@ -18,7 +18,7 @@ import yaml
 from serve_app import launched
 from serve_app.config import AppConfig
 from serve_app.configfile import load_app_config
-from serve_app.deployments import foreground
+from serve_app.deployments import foreground, ray_compat
 from serve_app.errors import ConfigError
 from serve_app.launch import RESOURCES_VARIABLE, greeting, local_address, made_up_gpus, refuse_taken
 from tests.machine import MACHINE
@@ -240,10 +240,10 @@ def test_ray_starts_without_its_dashboard(
     started: list[dict[str, object]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     foreground.os.environ["RAY_enable_worker_prestart"] = "1"
-    dashboard = foreground.services.start_api_server
+    dashboard = ray_compat.services.start_api_server
     foreground.start_ray(dashboard=False)
     assert started == [{"address": "local", "namespace": "serve", "include_dashboard": False}]
-    assert foreground.services.start_api_server is dashboard
+    assert ray_compat.services.start_api_server is dashboard
     assert "http://10.0.0.1:8080/metrics" in capsys.readouterr().out
     assert foreground.os.environ["RAY_enable_worker_prestart"] == "1"
     assert foreground.os.environ["RAY_prestart_worker_first_driver"] == "0"

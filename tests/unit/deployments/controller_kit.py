@@ -23,9 +23,7 @@ class Controller:
         self.applications = {"ours": self.ours}
         context = SimpleNamespace(app_name="ours")
         monkeypatch.setattr(serve, "get_replica_context", lambda: context)
-        handle = SimpleNamespace(get_serve_instance_details=SimpleNamespace(remote=lambda: self))
-        client = SimpleNamespace(_controller=handle)
-        monkeypatch.setattr(fleet, "_get_global_client", lambda: client)
+        monkeypatch.setattr(fleet, "ask_for_details", lambda: self)
         monkeypatch.setattr(fleet, "ray", SimpleNamespace(get=lambda asked, timeout: asked.get()))
         monkeypatch.setattr(fleet, "ServeInstanceDetails", SimpleNamespace)
         monkeypatch.setattr(fleet, "WAIT_S", MACHINE.allow())
