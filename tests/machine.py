@@ -21,7 +21,8 @@ IMPORTS_REFERENCE_S = 0.5
 SERVE_REFERENCE_S = 2.0
 """What a trivial Serve application takes there, from `deploy` to its first reply."""
 IMPORTS = "import asyncio, http.client, httpx, pydantic, sqlalchemy.ext.asyncio, typer"
-POLL_S = 0.05
+POLL_S, POLL_MAX_S, POLL_GROWTH = 0.02, 0.3, 1.15
+"""From one look to the next: soon at first, then ever later, as a look can be dear."""
 DEADLINE_S = 60.0
 """For what takes a second or two on the reference machine."""
 
@@ -68,16 +69,16 @@ class Machine:
 MACHINE = Machine()
 
 
-def eventually(
-    check: Callable[[], Any], what: str, base_s: float = DEADLINE_S, poll_s: float = POLL_S
-) -> Any:
+def eventually(check: Callable[[], Any], what: str, base_s: float = DEADLINE_S) -> Any:
     """Poll until `check` returns something true, and return that."""
+    poll_s = POLL_S
     began = time.monotonic()
     deadline = began + MACHINE.allow(base_s)
     while time.monotonic() < deadline:
         if found := check():
             return found
         time.sleep(poll_s)
+        poll_s = min(POLL_MAX_S, poll_s * POLL_GROWTH)
     if found := check():  # the machine may have slept through the deadline
         return found
     raise MACHINE.too_late(what, base_s, time.monotonic() - began)

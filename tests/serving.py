@@ -45,7 +45,7 @@ class Command:
             return reply.status_code == 200
 
         try:
-            eventually(ready, "the server is ready", START_S, poll_s=0.2)
+            eventually(ready, "the server is ready", START_S)
         except AssertionError as exc:
             raise AssertionError(f"{exc}; its log ends:\n{self.said()}") from None
 
