@@ -15,7 +15,6 @@ from serve_app.engine import optimize
 from serve_app.engine.engine import Engine
 from serve_app.engine.load import load_pipeline
 
-pytest.importorskip("torchao", reason="torchao is not installed: pip install 'flux-serve[gpu]'")
 pytestmark = pytest.mark.filterwarnings("default")  # torchao's own, about future torch versions
 
 COARSE = 2.0
