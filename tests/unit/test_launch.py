@@ -33,7 +33,7 @@ launch.STOP_TIMEOUT_S = float(sys.argv[3])
 sys.exit(launch.serve_file(Path(sys.argv[2]), dashboard="--dashboard" in sys.argv))
 """
 SERVE = f"""#!{sys.executable}
-import http.server, os, sys, yaml
+import http.server, os, sys, threading, time, yaml
 open("pid", "w").write(str(os.getpid()))
 class Ready(http.server.BaseHTTPRequestHandler):
     asked = 0
@@ -46,7 +46,10 @@ print("serving", *sys.argv[1:4], *sys.argv[5:], flush=True)
 port = yaml.safe_load(open(sys.argv[3]))["http_options"]["port"]
 with os.fdopen(int(sys.argv[4]), "w") as report: report.write("[]")
 try:
-    http.server.HTTPServer(("127.0.0.1", port), Ready).serve_forever()
+    server = http.server.HTTPServer(("127.0.0.1", port), Ready)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    while True:  # an interrupt at the end of a request, in a destructor, would be lost
+        time.sleep(600)
 except KeyboardInterrupt:
     print("stopped clean", flush=True)
 """
@@ -175,6 +178,8 @@ def test_whoever_hammers_on_ctrl_c_leaves_no_server_behind(launch: Launch, scrip
     deadline = time.monotonic() + MACHINE.allow()
     while process.poll() is None and time.monotonic() < deadline:
         process.send_signal(signal.SIGINT)
+        # No key repeats as fast. Without a pause Python nests handlers until its stack is full.
+        time.sleep(0.002)
     # It ends when nobody has the pipes any more: the launcher, and what it started.
     _, noise = process.communicate(timeout=MACHINE.allow())
     assert "launch.py" not in noise  # of a traceback
