@@ -13,6 +13,7 @@ from commands_server import Use, listening
 from scripted import UNITS_1024, World
 
 from serve_app.errors import Unavailable
+from tests.required import require
 
 MakeWorld = Callable[..., Awaitable[World]]
 
@@ -110,8 +111,8 @@ async def test_tab_completes_the_servers_models(world: World, use: Use) -> None:
             assert expected or done.stdout.strip() == ""
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 def test_completion_can_be_installed(tmp_path: Path) -> None:
+    require(shutil.which("bash") is not None, "bash is not installed")
     program = Path(sys.executable).with_name("flux-serve")
     environment = {**os.environ, "HOME": str(tmp_path)}
     done = subprocess.run(
