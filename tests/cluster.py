@@ -46,7 +46,7 @@ QUICK: dict[str, Any] = {"health_check_period_s": 1, "graceful_shutdown_wait_loo
 
 @dataclass(frozen=True)
 class App:
-    """One deployed application, seen from outside (HTTP) and inside (replicas, books)."""
+    """One deployed application, seen from outside (HTTP) and inside (replicas, ledger)."""
 
     name: str
     url: str
@@ -73,13 +73,13 @@ class App:
         states = serve.status().applications[self.name].deployments[deployment].replica_states
         return int(states.get("RUNNING", 0))
 
-    def books(self, *, audited: bool = True) -> dict[str, int]:
-        """Captured and held units of all accounts, after checking that the books balance."""
+    def ledger_totals(self, *, verified: bool = True) -> dict[str, int]:
+        """Captured and held units of all accounts, after verifying the ledger."""
 
         async def read() -> dict[str, int]:
             ledger = await SqlLedger.open(LedgerConfig(url=self.ledger_url))
             try:
-                if audited:
+                if verified:
                     report = await ledger.admin.audit()
                     assert report.balanced, report
                 accounts = await ledger.admin.list_accounts()
@@ -221,7 +221,7 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
 def application(
     folder: Path, name: str, url: str, *deployments: dict[str, Any], **args: Any
 ) -> dict[str, Any]:
-    """An entry of `applications:` at `/NAME`, with books and images of its own."""
+    """An entry of `applications:` at `/NAME`, with a ledger and images of its own."""
     own = {
         "public_url": f"{url}/{name}",
         "ledger": {
@@ -253,5 +253,5 @@ def app_of(application: dict[str, Any]) -> App:
 
 def settled(app: App, what: str = "every hold is resolved") -> int:
     """Units captured, once nothing is held any more."""
-    eventually(lambda: app.books(audited=False)["held"] == 0, what)
-    return app.books()["captured"]
+    eventually(lambda: app.ledger_totals(verified=False)["held"] == 0, what)
+    return app.ledger_totals()["captured"]

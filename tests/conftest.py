@@ -1,7 +1,7 @@
 """How all tests run, and the fixtures that several folders share.
 
 `cluster` is the Ray cluster of all tests that need a server; `served` is the shipped
-configs/local.yaml on it, which ends with an audit of the books. Whatever tests start, here or
+configs/local.yaml on it, which ends with a check of its ledger. Whatever tests start, here or
 elsewhere, ends with the test process: guard.py.
 """
 

@@ -26,7 +26,9 @@ SERVERS = {
         "tests/integration/test_command_line.py",
         "tests/test_readme.py",
         "tests/hostile/test_hostile_serve.py",
-        "tests/clients/",
+        "tests/clients/test_atoma_sdk.py",
+        "tests/clients/test_litellm.py",
+        "tests/clients/test_openai_node.py",
         "tests/browser/",
     ),
     "breakage": (
@@ -41,6 +43,8 @@ SERVERS = {
 }
 """Places of tests that need a server, by group, in the order in which they run."""
 ORDER = [place for places in SERVERS.values() for place in places]
+CLIENTS = ("tests/clients/",)
+"""The other tests of clients share a server in their own process."""
 WORKERS_MAX = 8
 """The workers with servers take longer than the others with all the rest."""
 SAMPLE_S = 1.0
@@ -49,7 +53,8 @@ SAMPLE_S = 1.0
 
 def group_of(nodeid: str) -> str:
     path = nodeid.partition("::")[0]
-    return next((name for name, places in SERVERS.items() if path.startswith(places)), path)
+    groups = {**SERVERS, "clients": CLIENTS}
+    return next((name for name, places in groups.items() if path.startswith(places)), path)
 
 
 def place_of(nodeid: str) -> int:

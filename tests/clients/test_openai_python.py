@@ -1,4 +1,4 @@
-"""The official `openai` client, unchanged but for its base URL, against the served application."""
+"""The official `openai` client, unchanged but for its base URL, against the real application."""
 
 import base64
 import contextlib
@@ -19,8 +19,6 @@ from PIL import Image
 from tests.conftest import Served
 from tests.machine import MACHINE
 
-pytestmark = pytest.mark.serve
-
 MODEL = "black-forest-labs/FLUX.1-schnell"
 SIZE = "256x256"
 UNITS = 256 * 256
@@ -29,8 +27,8 @@ REVOCATION_S = 5.0
 
 
 @pytest.fixture
-def client(served: Served) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key=served.key) as client:
+def client(local: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{local.url}/v1", api_key=local.key) as client:
         yield client
 
 
@@ -73,9 +71,9 @@ def test_every_format_arrives_as_asked(client: openai.OpenAI, kind: str) -> None
 
 
 def test_four_images_are_four_different_pictures_for_four_times_the_units(
-    client: openai.OpenAI, served: Served
+    client: openai.OpenAI, local: Served
 ) -> None:
-    before = served.balance()
+    before = local.balance()
     reply = client.images.generate(
         model=MODEL, prompt="a blue square", n=4, size=SIZE, response_format="b64_json"
     )
@@ -83,7 +81,7 @@ def test_four_images_are_four_different_pictures_for_four_times_the_units(
     assert len({image.b64_json for image in reply.data}) == 4
     assert reply.usage is not None
     assert reply.usage.output_tokens == 4 * UNITS
-    assert served.balance()["captured"] - before["captured"] == 4 * UNITS
+    assert local.balance()["captured"] - before["captured"] == 4 * UNITS
 
 
 def test_a_seed_repeats_the_picture_and_quality_sets_the_price(client: openai.OpenAI) -> None:
@@ -152,38 +150,38 @@ def test_a_bad_argument_raises_the_error_that_names_it(
     assert caught.value.request_id
 
 
-def test_a_wrong_key_raises_authentication_error(served: Served) -> None:
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="sk-wrong") as client:
+def test_a_wrong_key_raises_authentication_error(local: Served) -> None:
+    with openai.OpenAI(base_url=f"{local.url}/v1", api_key="sk-wrong") as client:
         with pytest.raises(openai.AuthenticationError) as caught:
             client.images.generate(prompt="a circle")
     assert caught.value.code == "invalid_api_key"
 
 
-def test_an_empty_account_is_told_402_once_and_never_drawn_for(served: Served) -> None:
-    key = served.new_key(f"poor-{uuid.uuid4().hex[:8]}", UNITS - 1)
+def test_an_empty_account_is_told_402_once_and_never_drawn_for(local: Served) -> None:
+    key = local.new_key(f"poor-{uuid.uuid4().hex[:8]}", UNITS - 1)
     sent: list[httpx.Request] = []
     transport = httpx.HTTPTransport()
     http = httpx.Client(
         transport=transport, timeout=MACHINE.allow(300), event_hooks={"request": [sent.append]}
     )
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key=key, http_client=http) as client:
+    with openai.OpenAI(base_url=f"{local.url}/v1", api_key=key, http_client=http) as client:
         with pytest.raises(openai.APIStatusError) as caught:
             client.images.generate(prompt="a circle", size=SIZE)
     assert caught.value.status_code == 402
     assert caught.value.type == "insufficient_quota"
     assert len(sent) == 1
-    balance = served.balance(key)
+    balance = local.balance(key)
     assert (balance["captured"], balance["held"]) == (0, 0)
 
 
-def test_the_last_units_buy_exactly_one_picture(served: Served) -> None:
-    key = served.new_key(f"one-{uuid.uuid4().hex[:8]}", UNITS)
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key=key, max_retries=0) as client:
+def test_the_last_units_buy_exactly_one_picture(local: Served) -> None:
+    key = local.new_key(f"one-{uuid.uuid4().hex[:8]}", UNITS)
+    with openai.OpenAI(base_url=f"{local.url}/v1", api_key=key, max_retries=0) as client:
         client.images.generate(prompt="a circle", size=SIZE)
         with pytest.raises(openai.APIStatusError) as caught:
             client.images.generate(prompt="a circle", size=SIZE)
     assert caught.value.status_code == 402
-    assert served.balance(key)["captured"] == UNITS
+    assert local.balance(key)["captured"] == UNITS
 
 
 def test_unknown_routes_and_edits_are_not_found_in_openais_shape(client: openai.OpenAI) -> None:
@@ -201,10 +199,10 @@ def test_a_quote_equals_the_charge(client: openai.OpenAI) -> None:
 
 
 def test_an_idempotency_key_is_charged_once_and_gives_the_same_files(
-    client: openai.OpenAI, served: Served
+    client: openai.OpenAI, local: Served
 ) -> None:
     """Five at once and one later: six answers, one charge."""
-    before = served.balance()["captured"]
+    before = local.balance()["captured"]
     headers = {"Idempotency-Key": uuid.uuid4().hex}
 
     def draw(_: int) -> tuple[list[str | None], str | None]:
@@ -226,17 +224,17 @@ def test_an_idempotency_key_is_charged_once_and_gives_the_same_files(
     assert {len(files) for files, _ in answers} == {2}
     assert len({tuple(files) for files, _ in answers}) == 1
     assert sorted(str(replayed) for _, replayed in answers) == ["None"] + 5 * ["true"]
-    assert served.balance()["captured"] - before == 2 * UNITS
+    assert local.balance()["captured"] - before == 2 * UNITS
     with pytest.raises(openai.ConflictError) as caught:
         client.images.generate(prompt="another", size=SIZE, extra_headers=headers)
     assert caught.value.code == "idempotency_key_reused"
 
 
-def test_a_key_that_is_too_fast_is_served_when_its_time_has_come(served: Served) -> None:
+def test_a_key_that_is_too_fast_is_served_when_its_time_has_come(local: Served) -> None:
     """The client waits as long as `Retry-After` tells it, and its next try is drawn."""
-    key = served.new_key(f"fast-{uuid.uuid4().hex[:8]}", UNITS)
+    key = local.new_key(f"fast-{uuid.uuid4().hex[:8]}", UNITS)
     rpm = max(2, floor(60 / MACHINE.allow(5)))  # on a slow machine, fewer than 12
-    with contextlib.closing(sqlite3.connect(served.folder / "data" / "ledger.db")) as ledger:
+    with contextlib.closing(sqlite3.connect(local.folder / "data" / "ledger.db")) as ledger:
         # This minute's are all used up.
         spent = (rpm, time.time_ns() + 60_000_000_000, hashlib.sha256(key.encode()).hexdigest())
         changed = ledger.execute("UPDATE api_keys SET rpm=?, rate_at_ns=? WHERE sha256=?", spent)
@@ -244,7 +242,7 @@ def test_a_key_that_is_too_fast_is_served_when_its_time_has_come(served: Served)
         ledger.commit()
     told: list[httpx.Response] = []
     http = httpx.Client(timeout=MACHINE.allow(300), event_hooks={"response": [told.append]})
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key=key, http_client=http) as client:
+    with openai.OpenAI(base_url=f"{local.url}/v1", api_key=key, http_client=http) as client:
         client.images.generate(model=MODEL, prompt="a red circle", size=SIZE)
     *refused, drawn = told
     assert {reply.status_code for reply in refused} == {429}
@@ -252,17 +250,17 @@ def test_a_key_that_is_too_fast_is_served_when_its_time_has_come(served: Served)
     assert refused[0].headers["x-ratelimit-remaining-requests"] == "0"
     assert drawn.status_code == 200
     assert drawn.headers["x-ratelimit-limit-requests"] == str(rpm)
-    assert served.balance(key)["captured"] == UNITS
+    assert local.balance(key)["captured"] == UNITS
 
 
-def test_a_revoked_key_opens_nothing_within_five_seconds(served: Served) -> None:
+def test_a_revoked_key_opens_nothing_within_five_seconds(local: Served) -> None:
     name = f"gone-{uuid.uuid4().hex[:8]}"
-    served.flux_serve("accounts", "create", name)
-    made = served.flux_serve("keys", "create", name)
-    account = f"{served.url}/v1/account"
+    local.flux_serve("accounts", "create", name)
+    made = local.flux_serve("keys", "create", name)
+    account = f"{local.url}/v1/account"
     headers = {"authorization": f"Bearer {made['secret']}"}
     assert httpx.get(account, headers=headers, timeout=MACHINE.allow()).status_code == 200
-    served.flux_serve("keys", "revoke", made["id"])
+    local.flux_serve("keys", "revoke", made["id"])
     deadline = time.monotonic() + REVOCATION_S
     asked = time.monotonic()
     while (

@@ -1,4 +1,4 @@
-"""Streams as the official `openai` client reads them, from the served application."""
+"""Streams as the official `openai` client reads them, from an application in this process."""
 
 import asyncio
 import base64
@@ -16,8 +16,6 @@ from PIL import Image
 from tests.conftest import Served
 from tools.flux_mini.judge import describe
 
-pytestmark = pytest.mark.serve
-
 MODEL = "black-forest-labs/FLUX.1-schnell"
 PROMPT = "a red circle on a blue background"
 SIZE = "256x256"
@@ -25,8 +23,8 @@ UNITS = 256 * 256
 
 
 @pytest.fixture
-def client(served: Served) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key=served.key) as client:
+def client(local: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{local.url}/v1", api_key=local.key) as client:
         yield client
 
 
@@ -82,8 +80,8 @@ def test_every_event_has_all_that_openai_promises(client: openai.OpenAI, kind: s
             assert (image.format, image.size) == (kind.upper(), (256, 256))
 
 
-def test_three_images_are_told_apart_and_paid_for(client: openai.OpenAI, served: Served) -> None:
-    before = served.balance()
+def test_three_images_are_told_apart_and_paid_for(client: openai.OpenAI, local: Served) -> None:
+    before = local.balance()
     events = read(client, n=3, partial_images=1, extra_body={"seed": 5})
     for index in range(3):
         own = [event.type for event in events if event.image_index == index]
@@ -92,7 +90,7 @@ def test_three_images_are_told_apart_and_paid_for(client: openai.OpenAI, served:
     assert [images[index].seed for index in range(3)] == [5, 6, 7]
     assert len({image.b64_json for image in images.values()}) == 3
     assert sum(image.usage.output_tokens for image in images.values()) == 3 * UNITS
-    after = served.balance()
+    after = local.balance()
     assert (after["captured"] - before["captured"], after["held"]) == (3 * UNITS, before["held"])
 
 
@@ -123,7 +121,7 @@ def test_few_steps_give_few_previews(client: openai.OpenAI) -> None:
     assert len(read(client, partial_images=3, extra_body={"steps": 1})) == 0 + 1
 
 
-def test_the_asynchronous_client_reads_several_streams_at_once(served: Served) -> None:
+def test_the_asynchronous_client_reads_several_streams_at_once(local: Served) -> None:
     async def one(client: openai.AsyncOpenAI, seed: int) -> list[str]:
         stream = await client.images.generate(
             prompt=PROMPT, size=SIZE, stream=True, partial_images=2, extra_body={"seed": seed}
@@ -131,14 +129,14 @@ def test_the_asynchronous_client_reads_several_streams_at_once(served: Served) -
         return [event.type.split(".")[-1] async for event in stream]
 
     async def all_of_them() -> list[list[str]]:
-        url = f"{served.url}/v1"
-        async with openai.AsyncOpenAI(base_url=url, api_key=served.key) as client:
+        url = f"{local.url}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key=local.key) as client:
             return await asyncio.gather(*(one(client, seed) for seed in range(4)))
 
     assert asyncio.run(all_of_them()) == [["partial_image", "partial_image", "completed"]] * 4
 
 
-def test_the_headers_tell_id_price_and_balance(client: openai.OpenAI, served: Served) -> None:
+def test_the_headers_tell_id_price_and_balance(client: openai.OpenAI, local: Served) -> None:
     raw = client.images.with_raw_response.generate(
         model=MODEL, prompt=PROMPT, size=SIZE, stream=True
     )
@@ -147,18 +145,18 @@ def test_the_headers_tell_id_price_and_balance(client: openai.OpenAI, served: Se
     assert raw.headers["x-compute-units"] == str(UNITS)
     assert len(raw.headers.get_list("x-request-id")) == 1
     assert len(list(raw.parse())) == 1
-    assert raw.headers["x-compute-units-available"] == str(served.balance()["available"])
+    assert raw.headers["x-compute-units-available"] == str(local.balance()["available"])
 
 
-def test_an_empty_account_gets_no_stream_but_402(served: Served) -> None:
-    key = served.new_key(f"poor-{uuid.uuid4().hex[:8]}", 2 * UNITS - 1)
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key=key) as client:
+def test_an_empty_account_gets_no_stream_but_402(local: Served) -> None:
+    key = local.new_key(f"poor-{uuid.uuid4().hex[:8]}", 2 * UNITS - 1)
+    with openai.OpenAI(base_url=f"{local.url}/v1", api_key=key) as client:
         with pytest.raises(openai.APIStatusError) as caught:
             read(client, n=2)
         assert caught.value.status_code == 402
         assert caught.value.type == "insufficient_quota"
         assert len(read(client, n=1)) == 1
-    balance = served.balance(key)
+    balance = local.balance(key)
     assert (balance["captured"], balance["held"]) == (UNITS, 0)
 
 
@@ -182,9 +180,9 @@ def test_a_bad_argument_raises_before_any_event(
 
 
 def test_a_stream_sent_again_under_its_key_gives_its_images_and_costs_nothing(
-    client: openai.OpenAI, served: Served
+    client: openai.OpenAI, local: Served
 ) -> None:
-    before = served.balance()["captured"]
+    before = local.balance()["captured"]
     headers = {"Idempotency-Key": uuid.uuid4().hex}
     first = read(client, n=2, partial_images=1, extra_headers=headers)
     again = read(client, n=2, partial_images=1, extra_headers=headers)
@@ -192,4 +190,4 @@ def test_a_stream_sent_again_under_its_key_gives_its_images_and_costs_nothing(
     assert [type(event) for event in again] == [ImageGenCompletedEvent] * 2
     assert [event.b64_json for event in again] == [event.b64_json for event in images]
     assert [event.created_at for event in again] == [event.created_at for event in images]
-    assert served.balance()["captured"] - before == 2 * UNITS
+    assert local.balance()["captured"] - before == 2 * UNITS

@@ -1,4 +1,4 @@
-"""What the served pictures show, judged by their pixels alone."""
+"""What generated images show, judged by their pixels alone."""
 
 import base64
 import io
@@ -10,13 +10,11 @@ from PIL import Image
 from tests.conftest import Served
 from tools.flux_mini.judge import describe
 
-pytestmark = pytest.mark.serve
-
 
 @pytest.mark.parametrize("size", ["256x256", "512x512", "1024x1024"])
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_a_red_circle_on_a_blue_background_is_that(served: Served, size: str, seed: int) -> None:
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key=served.key) as client:
+def test_a_red_circle_on_a_blue_background_is_that(local: Served, size: str, seed: int) -> None:
+    with openai.OpenAI(base_url=f"{local.url}/v1", api_key=local.key) as client:
         reply = client.images.generate(
             prompt="a red circle on a blue background",
             size=size,  # type: ignore[arg-type]

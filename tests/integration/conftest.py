@@ -158,7 +158,7 @@ def apps(cluster: Cluster) -> Iterator[Apps]:
 
 @pytest.fixture
 def main(apps: Apps) -> Iterator[App]:
-    """The main application; afterwards nothing is held and the books balance."""
+    """The main application; afterwards nothing is held."""
     yield apps.main
     settled(apps.main)
 

@@ -61,7 +61,7 @@ def completed(events: list[dict[str, Any]]) -> list[int]:
 
 
 def test_a_stream_opens_and_shows_previews_while_the_model_draws(main: App) -> None:
-    before = main.books()["captured"]
+    before = main.ledger_totals()["captured"]
     with opened(main, LONG) as reply:
         assert reply.status_code == 200
         eventually(lambda: busy_replica(main), "a replica draws", 30)
@@ -82,17 +82,17 @@ def test_a_stream_opens_and_shows_previews_while_the_model_draws(main: App) -> N
 def test_a_client_that_leaves_before_its_image_stops_the_drawing_and_pays_nothing(
     main: App,
 ) -> None:
-    before = main.books()["captured"]
+    before = main.ledger_totals()["captured"]
     with opened(main, ENDLESS) as reply:
         events = events_of(reply)
         assert next(events)["type"] == "image_generation.partial_image"
-        assert main.books()["held"] > 0
+        assert main.ledger_totals()["held"] > 0
     eventually(lambda: idle(main), "the replicas are idle again")
     assert settled(main) == before
 
 
 def test_a_client_that_leaves_after_some_images_pays_for_those(main: App) -> None:
-    before = main.books()["captured"]
+    before = main.ledger_totals()["captured"]
     with opened(main, MANY) as reply:
         assert next(events_of(reply))["type"] == "image_generation.completed"
     eventually(lambda: idle(main), "the replicas are idle again")
@@ -103,7 +103,7 @@ def test_a_client_that_leaves_after_some_images_pays_for_those(main: App) -> Non
 
 def test_a_replica_that_dies_before_an_image_goes_unnoticed(main: App) -> None:
     until_healthy(main)
-    before = main.books()["captured"]
+    before = main.ledger_totals()["captured"]
     with opened(main, LONG) as reply:
         events = events_of(reply)
         seen = [next(events)]
@@ -115,7 +115,7 @@ def test_a_replica_that_dies_before_an_image_goes_unnoticed(main: App) -> None:
 
 def test_progress_begins_anew_on_the_replica_that_takes_over(main: App) -> None:
     until_healthy(main)
-    before = main.books()["captured"]
+    before = main.ledger_totals()["captured"]
     with opened(main, {**LONG, "stream_progress": True}) as reply:
         events = events_of(reply)
         seen = [next(events), next(events)]
@@ -138,7 +138,7 @@ def test_progress_begins_anew_on_the_replica_that_takes_over(main: App) -> None:
 
 def test_a_replica_that_dies_after_an_image_is_replaced_for_the_others(main: App) -> None:
     until_healthy(main)
-    before = main.books()["captured"]
+    before = main.ledger_totals()["captured"]
     with opened(main, MANY) as reply:
         events = events_of(reply)
         seen = [next(events)]
@@ -150,7 +150,7 @@ def test_a_replica_that_dies_after_an_image_is_replaced_for_the_others(main: App
 
 def test_two_dead_replicas_end_the_stream_with_an_error_and_a_partial_charge(main: App) -> None:
     until_healthy(main)
-    before = main.books()["captured"]
+    before = main.ledger_totals()["captured"]
     with opened(main, MANY) as reply:
         events = events_of(reply)
         seen = [next(events)]
@@ -166,7 +166,7 @@ def test_two_dead_replicas_end_the_stream_with_an_error_and_a_partial_charge(mai
 
 
 def test_a_deadline_midway_is_the_last_event_and_free(strict: App) -> None:
-    before = strict.books()["captured"]
+    before = strict.ledger_totals()["captured"]
     with opened(strict, ENDLESS) as reply:
         assert reply.status_code == 200
         *_, error = events_of(reply)
@@ -175,7 +175,7 @@ def test_a_deadline_midway_is_the_last_event_and_free(strict: App) -> None:
 
 
 def test_a_full_queue_is_an_ordinary_503(strict: App) -> None:
-    before = strict.books()["captured"]
+    before = strict.ledger_totals()["captured"]
     with opened(strict, {**SMALL, "n": 3}) as reply:
         reply.read()
     assert reply.status_code == 503

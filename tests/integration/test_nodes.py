@@ -207,7 +207,7 @@ def in_flight(nodes: Nodes, pool: ThreadPoolExecutor) -> list["Future[httpx.Resp
 def test_a_dead_gpu_node_costs_a_second_try_and_nobody_pays_for_less_than_an_image(
     nodes: Nodes,
 ) -> None:
-    before, tried = nodes.app.books()["captured"], tries(nodes)
+    before, tried = nodes.app.ledger_totals()["captured"], tries(nodes)
     with ThreadPoolExecutor(JOBS) as pool:
         sent = in_flight(nodes, pool)
         nodes.kill("h200-a")
@@ -216,8 +216,10 @@ def test_a_dead_gpu_node_costs_a_second_try_and_nobody_pays_for_less_than_an_ima
     for reply in replies:
         if reply.status_code != 200:
             assert error_of(reply)["code"] in ("generation_failed", "service_unavailable")
-    eventually(lambda: nodes.app.books(audited=False)["held"] == 0, "every hold is resolved")
-    assert nodes.app.books()["captured"] - before == len(delivered) * UNITS
+    eventually(
+        lambda: nodes.app.ledger_totals(verified=False)["held"] == 0, "every hold is resolved"
+    )
+    assert nodes.app.ledger_totals()["captured"] - before == len(delivered) * UNITS
     assert [int(reply.headers["x-compute-units"]) for reply in delivered] == [UNITS] * len(
         delivered
     )
@@ -230,13 +232,13 @@ def test_a_dead_gpu_node_costs_a_second_try_and_nobody_pays_for_less_than_an_ima
 
 def test_a_dead_gateway_node_charges_nothing_and_its_holds_expire(nodes: Nodes) -> None:
     nodes.add("gateway-b", resources={"gateway": 1})
-    before = nodes.app.books()["captured"]
+    before = nodes.app.ledger_totals()["captured"]
     started = time.monotonic()
     with ThreadPoolExecutor(JOBS) as pool:
         slow = {**JOB, "num_inference_steps": 50, "n": 2}  # 12 s: none is done when it dies
         sent = [pool.submit(nodes.post, slow) for _ in range(2)]
         held = 2 * 2 * 1024 * 1024 * 50 // 4
-        eventually(lambda: nodes.app.books(audited=False)["held"] == held, "both are held")
+        eventually(lambda: nodes.app.ledger_totals(verified=False)["held"] == held, "both are held")
         nodes.kill("gateway-a")
         replies = [one.result() for one in sent]
     for reply in replies:
@@ -245,6 +247,8 @@ def test_a_dead_gateway_node_charges_nothing_and_its_holds_expire(nodes: Nodes) 
     eventually(lambda: nodes.placed().get("Gateway") == ["gateway-b"], "a new gateway", 120)
     left_s = HOLD_TTL_S + 60 - (time.monotonic() - started) / MACHINE.slowness
     eventually(
-        lambda: nodes.app.books(audited=False) == {"captured": before, "held": 0}, "expired", left_s
+        lambda: nodes.app.ledger_totals(verified=False) == {"captured": before, "held": 0},
+        "expired",
+        left_s,
     )
     assert nodes.post({**JOB, "model": "cheap", "num_inference_steps": 1}).status_code == 200

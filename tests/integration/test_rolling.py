@@ -108,7 +108,7 @@ def check(app: App, replies: list[httpx.Response], captured: int) -> None:
 
 
 def test_new_batching_knobs_under_load_lose_no_request(rolling: Rolling) -> None:
-    before, replicas = rolling.app.books()["captured"], rolling.replicas()
+    before, replicas = rolling.app.ledger_totals()["captured"], rolling.replicas()
     with traffic(rolling.app) as replies:
         rolling.change(MODEL, user_config={"max_batch_size": 3, "batch_wait_timeout_s": 0.001})
         rolling.deploy()
@@ -118,7 +118,7 @@ def test_new_batching_knobs_under_load_lose_no_request(rolling: Rolling) -> None
 
 @pytest.mark.parametrize("deployment", [MODEL, "Gateway"])
 def test_fewer_replicas_under_load_lose_no_request(rolling: Rolling, deployment: str) -> None:
-    before = rolling.app.books()["captured"]
+    before = rolling.app.ledger_totals()["captured"]
     with traffic(rolling.app) as replies:
         rolling.change(deployment, num_replicas=1)
         rolling.deploy()
@@ -129,7 +129,7 @@ def test_fewer_replicas_under_load_lose_no_request(rolling: Rolling, deployment:
 
 def test_a_new_version_under_load_loses_no_request(rolling: Rolling) -> None:
     """Changed `args` replace every replica, gateways too."""
-    before, replicas = rolling.app.books()["captured"], rolling.replicas()
+    before, replicas = rolling.app.ledger_totals()["captured"], rolling.replicas()
     with traffic(rolling.app) as replies:
         rolling.application["args"]["limits"] = {"body_timeout_s": 11}
         rolling.deploy()

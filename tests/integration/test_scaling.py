@@ -147,7 +147,7 @@ def test_more_than_all_replicas_can_finish_in_time_is_refused_with_a_time_to_ret
 
     A slow machine has slow GPUs and long deadlines, in the same proportion.
     """
-    before = elastic.books()["captured"]
+    before = elastic.ledger_totals()["captured"]
     reply = asyncio.run(refused_first(elastic, 180))
     assert reply.status_code == 503
     assert error_of(reply)["code"] == "server_is_overloaded"

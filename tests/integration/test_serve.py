@@ -113,17 +113,17 @@ def test_its_replica_holds_exactly_the_gpu_it_was_given(main: App) -> None:
 
 
 def test_many_clients_at_once_each_get_their_own_picture_and_pay_for_it(main: App) -> None:
-    before = main.books()["captured"]
+    before = main.ledger_totals()["captured"]
     seeds = range(12)
     with ThreadPoolExecutor(len(seeds)) as pool:
         replies = list(pool.map(lambda seed: post(main, {**SMALL, "seed": seed}), seeds))
     assert [reply.status_code for reply in replies] == [200] * len(seeds)
     assert [reply.json()["seeds"] for reply in replies] == [[seed] for seed in seeds]
-    assert main.books()["captured"] - before == len(seeds) * UNITS
+    assert main.ledger_totals()["captured"] - before == len(seeds) * UNITS
 
 
 def test_a_client_that_leaves_stops_the_drawing_and_pays_nothing(main: App) -> None:
-    before = main.books()["captured"]
+    before = main.ledger_totals()["captured"]
 
     async def leave() -> None:
         async with httpx.AsyncClient(timeout=MACHINE.allow(300)) as client:
@@ -136,8 +136,8 @@ def test_a_client_that_leaves_stops_the_drawing_and_pays_nothing(main: App) -> N
 
     asyncio.run(leave())
     eventually(lambda: idle(main), "the replicas are idle again")
-    eventually(lambda: main.books(audited=False)["held"] == 0, "the hold is released")
-    assert main.books()["captured"] == before
+    eventually(lambda: main.ledger_totals(verified=False)["held"] == 0, "the hold is released")
+    assert main.ledger_totals()["captured"] == before
 
 
 def test_the_status_shows_replicas_and_the_work_of_the_whole_fleet(main: App) -> None:
@@ -172,13 +172,13 @@ def test_a_replica_that_dies_is_replaced_by_another_within_the_request(
     apps: Apps, main: App
 ) -> None:
     until_healthy(main)
-    before = main.books()["captured"]
+    before = main.ledger_totals()["captured"]
     with ThreadPoolExecutor(1) as pool:
         pending = pool.submit(post, main, LONG)
         kill_busy_replica(main)
         reply = pending.result()
     assert reply.status_code == 200, reply.text
-    assert main.books()["captured"] - before == int(reply.headers["x-compute-units"])
+    assert main.ledger_totals()["captured"] - before == int(reply.headers["x-compute-units"])
     request_id = reply.headers["x-request-id"]
     (request,) = eventually(
         lambda: apps.receiver.having("POST /v1/images/generations", request_id=request_id),
@@ -203,7 +203,7 @@ def test_a_replica_that_dies_is_replaced_by_another_within_the_request(
 def test_openais_own_retries_after_two_deaths_charge_once(main: App) -> None:
     """Two deaths exhaust the server's retry (500, unbilled); the client then retries by itself."""
     until_healthy(main)
-    before = main.books()["captured"]
+    before = main.ledger_totals()["captured"]
     with (
         openai.OpenAI(
             base_url=f"{main.url}/v1", api_key=main.key, timeout=MACHINE.allow(300)
@@ -221,24 +221,24 @@ def test_openais_own_retries_after_two_deaths_charge_once(main: App) -> None:
         kill_busy_replica(main)
         reply = pending.result()
     assert int(reply.retries_taken) >= 1
-    assert main.books()["captured"] - before == 512 * 512 * 100 // 4
+    assert main.ledger_totals()["captured"] - before == 512 * 512 * 100 // 4
 
 
 def test_a_deadline_is_a_504_and_charges_nothing(strict: App) -> None:
-    before = strict.books()["captured"]
+    before = strict.ledger_totals()["captured"]
     reply = post(strict, ENDLESS)
     assert reply.status_code == 504
     assert error_of(reply)["code"] == "timeout"
-    assert strict.books() == {"captured": before, "held": 0}
+    assert strict.ledger_totals() == {"captured": before, "held": 0}
 
 
 def test_a_full_queue_is_a_503_with_retry_after_and_charges_nothing(strict: App) -> None:
-    before = strict.books()["captured"]
+    before = strict.ledger_totals()["captured"]
     reply = post(strict, {**SMALL, "n": 3})
     assert reply.status_code == 503
     assert error_of(reply)["code"] == "server_is_overloaded"
     assert 0 < int(reply.headers["retry-after"]) <= 120
-    assert strict.books() == {"captured": before, "held": 0}
+    assert strict.ledger_totals() == {"captured": before, "held": 0}
 
 
 def test_a_locked_ledger_is_a_503_and_recovers_by_itself(strict: App) -> None:
